@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -19,16 +19,16 @@ hypothesis.settings.load_profile("emucsd")
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.failed:
         item.stash[FAILED] = True
-    return report  # noqa: B901 - the protocol of wrapper hooks
+    return report
 
 
 @pytest.fixture
 def artefacts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A folder for logs and consoles. When the test fails it is kept as artefacts/<test>, else it goes with tmp_path."""
+    """A folder for logs and consoles: kept as artefacts/<test> when the test fails, else gone with tmp_path."""
     folder = tmp_path / "artefacts"
     folder.mkdir()
     yield folder
