@@ -2,7 +2,8 @@
 
 Header, commands and payload layouts: vfio-user specification (docs/interop/vfio-user.rst in QEMU). Region, IRQ and flag
 values: linux/vfio.h. Everything is little-endian here; the specification says host endian, and the hosts that this
-runs on are little-endian.
+runs on are little-endian. Fields that the specification calls ``index`` and ``count`` are named after what they number:
+every tuple has methods of those names.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class RegionInfo(NamedTuple):
 
     argsz: U32
     flags: U32  # RegionFlag
-    index: U32
+    region: U32
     cap_offset: U32  # of the first capability, from the start of this structure
     size: U64
     offset: U64  # what a client adds to an area's offset when it maps the descriptor
@@ -113,18 +114,18 @@ class IrqInfo(NamedTuple):
 
     argsz: U32
     flags: U32  # IrqFlag
-    index: U32
-    count: U32
+    irq: U32
+    vectors: U32
 
 
 class IrqSet(NamedTuple):
     """Fixed part of DEVICE_SET_IRQS; DATA_BOOL bytes may follow, eventfds come with the header."""
 
     argsz: U32
-    flags: U32  # one DATA_* and one ACTION_*
-    index: U32
+    flags: U32  # IrqAction: one DATA_* and one of the others
+    irq: U32
     start: U32
-    count: U32
+    vectors: U32
 
 
 class RegionAccess(NamedTuple):
@@ -132,15 +133,15 @@ class RegionAccess(NamedTuple):
 
     offset: U64
     region: U32
-    count: U32
+    length: U32
 
 
 class MultiWrite(NamedTuple):
-    """One of REGION_WRITE_MULTI's writes; ``data`` holds ``count`` bytes, at most eight."""
+    """One of REGION_WRITE_MULTI's writes; ``data`` holds ``length`` bytes, at most eight."""
 
     offset: U64
     region: U32
-    count: U32
+    length: U32
     data: U64
 
 
