@@ -1,0 +1,183 @@
+"""What this machine has: each probe looks at one thing and says what follows from it."""
+
+from __future__ import annotations
+
+import ctypes.util
+import fcntl
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from emucsd.cli.units import show_size
+
+GOOD, PARTLY, MISSING = "ok", "partly", "missing"
+KVM_GET_API_VERSION = 0xAE00  # linux/kvm.h
+
+
+class Finding(NamedTuple):
+    """One probe's answer. ``needed_for`` names what a user can't do without it."""
+
+    name: str
+    state: str
+    found: str
+    needed_for: str
+    next_step: str = ""
+
+
+def output(*argv: str) -> str:
+    """Standard output of a short command, or nothing when it fails."""
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def first_match(path: str, pattern: str) -> str:
+    """First group of a pattern in a small text file of the system; empty when there is none."""
+    try:
+        match = re.search(pattern, Path(path).read_text(errors="replace"), re.MULTILINE)
+    except OSError:
+        return ""
+    return match[1].strip() if match else ""
+
+
+def processor() -> Finding:
+    model = first_match("/proc/cpuinfo", r"^model name\s*:\s*(.+)$") or platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0))
+    found = f"{model}, {cores} core{'s' * (cores != 1)} usable"
+    if platform.machine() not in ("x86_64", "aarch64"):
+        return Finding("processor", MISSING, found, "everything", "the drive runs on x86-64 and 64-bit Arm")
+    if cores < 2:
+        return Finding("processor", PARTLY, found, "real-time figures", "drive and host each want a core of their own")
+    return Finding("processor", GOOD, found, "everything")
+
+
+def memory() -> Finding:
+    available = int(first_match("/proc/meminfo", r"^MemAvailable:\s*(\d+) kB") or 0) << 10
+    total = int(first_match("/proc/meminfo", r"^MemTotal:\s*(\d+) kB") or 0) << 10
+    found = f"{show_size(available)} free of {show_size(total)}"
+    if available < 1 << 30:
+        return Finding("memory", PARTLY, found, "large drives", "1 GiB free is wanted; choose a smaller --size")
+    return Finding("memory", GOOD, found, "everything")
+
+
+def python() -> Finding:
+    names = ("numpy", "numba", "msgspec", "rich")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    return Finding("python", GOOD, f"{platform.python_version()} ({sys.executable}), {versions}", "everything")
+
+
+def optional(package: str, needed_for: str, next_step: str) -> Finding:
+    """A Python package that only some commands need; found without importing it."""
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(package, MISSING, "not installed", needed_for, next_step)
+    return Finding(package, GOOD, version, needed_for)
+
+
+def folder(name: str, path: Path, needed_for: str, wanted: int) -> Finding:
+    """Space and rights of a folder that may not exist yet."""
+    there = path
+    while not there.exists():
+        there = there.parent
+    usage = shutil.disk_usage(there)
+    found = f"{path}: {show_size(usage.free)} free"
+    if not os.access(there, os.W_OK):
+        return Finding(name, MISSING, f"{path}: not writable", needed_for, "give another folder, or fix its rights")
+    if usage.free < wanted:
+        return Finding(name, PARTLY, found, needed_for, f"{show_size(wanted)} free is wanted")
+    return Finding(name, GOOD, found, needed_for)
+
+
+def qemu_with_vfio_user(program: str) -> Finding:
+    """A QEMU that can attach a drive: vfio-user-pci came with 10.1."""
+    needed_for = "attaching a drive to a virtual machine"
+    path = shutil.which(program)
+    if not path:
+        step = "install QEMU 10.1.1 or newer; on older Debian and Ubuntu the system tests build one with mmdebstrap"
+        return Finding(program, MISSING, "not on PATH", needed_for, step)
+    version = (re.search(r"version (\S+)", output(path, "--version")) or ["", "?"])[1]
+    if "vfio-user-pci" not in output(path, "-device", "help"):
+        step = "QEMU 10.1.1 or newer has it"
+        return Finding(program, PARTLY, f"{version} at {path}, without vfio-user-pci", needed_for, step)
+    return Finding(program, GOOD, f"{version} at {path}, with vfio-user-pci", needed_for)
+
+
+def kvm() -> Finding:
+    """Opens /dev/kvm and asks for its version. Whether guests boot under it only a boot can tell."""
+    needed_for = "virtual machines at full speed (without it they run under TCG)"
+    try:
+        descriptor = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Finding(
+            "/dev/kvm", MISSING, "not there", needed_for, "enable virtualisation in the firmware or the cloud"
+        )
+    except OSError as exc:
+        return Finding("/dev/kvm", MISSING, exc.strerror or str(exc), needed_for, "add yourself to the group kvm")
+    try:
+        version = fcntl.ioctl(descriptor, KVM_GET_API_VERSION)
+    except OSError as exc:
+        return Finding("/dev/kvm", MISSING, f"opens, but says {exc.strerror}", needed_for)
+    finally:
+        os.close(descriptor)
+    return Finding("/dev/kvm", GOOD, f"opens, API version {version} (nested KVM may still hang a guest)", needed_for)
+
+
+def device_node(path: str, needed_for: str, next_step: str) -> Finding:
+    if not Path(path).exists():
+        return Finding(path, MISSING, "not there", needed_for, next_step)
+    if not os.access(path, os.R_OK | os.W_OK):
+        return Finding(path, PARTLY, "there, but not for this user", needed_for, next_step)
+    return Finding(path, GOOD, "readable and writable", needed_for)
+
+
+def fuse_library() -> Finding:
+    name = ctypes.util.find_library("fuse")
+    needed_for = "a drive's namespaces as files (a later version)"
+    if not name:
+        return Finding("libfuse2", MISSING, "not found", needed_for, "Debian's package is libfuse2 (libfuse2t64)")
+    return Finding("libfuse2", GOOD, name, needed_for)
+
+
+def program(name: str, needed_for: str, package: str) -> Finding:
+    path = shutil.which(name)
+    if not path:
+        return Finding(name, MISSING, "not on PATH", needed_for, f"Debian's package is {package}")
+    return Finding(name, GOOD, path, needed_for)
+
+
+Probe = Callable[[], Finding]
+
+
+def probes(runtime: Path, store: Path, cache: Path) -> list[Probe]:
+    """Every probe, in the order in which a newcomer meets what it looks at."""
+    plots = "pip install 'emucsd[plots]'"
+    torch = "pip install 'emucsd[torch]'"
+    vm = "building a machine for the system tests"
+    return [
+        processor,
+        memory,
+        python,
+        lambda: optional("matplotlib", "the demo's picture", plots),
+        lambda: optional("torch", "checking and timing lookups against PyTorch", torch),
+        lambda: folder("compile cache", cache, "warm starts", 100 << 20),
+        lambda: folder("runtime folder", runtime, "sockets of running drives", 1 << 20),
+        lambda: folder("store folder", store, "what drives hold", 1 << 30),
+        lambda: folder("/dev/shm", Path("/dev/shm"), "memory shared with virtual machines", 512 << 20),
+        lambda: qemu_with_vfio_user("qemu-system-x86_64"),
+        kvm,
+        lambda: program("mmdebstrap", vm, "mmdebstrap"),
+        lambda: program("busybox", vm, "busybox-static"),
+        lambda: device_node("/dev/fuse", "a drive's namespaces as files (a later version)", "modprobe fuse"),
+        fuse_library,
+        lambda: device_node("/dev/net/tun", "the network to a drive (a later version)", "modprobe tun"),
+    ]
