@@ -8,7 +8,8 @@
     │   ├── StoreVersion        written by another version of the format
     │   └── StoreGeometry       made for another geometry
     ├── MemoryMapError          a transport asked for an impossible guest-memory mapping
-    └── PortError               a transport misused a port (region, offset, vector)
+    ├── PortError               a transport misused a port (region, offset, vector)
+    └── PlaneError              the data plane was used out of turn, or has died
 
 Every text carries the value at fault, the limit that it broke and the next step. A *guest's* mistake is never one of
 these: it is an NVMe status or a vfio-user errno, and the drive goes on.
@@ -51,3 +52,7 @@ class MemoryMapError(FirmwareError):
 
 class PortError(FirmwareError):
     """A transport asked a port for a region, an offset or a vector that it does not have."""
+
+
+class PlaneError(FirmwareError):
+    """The data plane was used in a state that does not allow it, or has died: our bug, or the caller's order."""

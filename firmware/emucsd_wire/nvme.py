@@ -204,19 +204,25 @@ class Status(IntEnum):
 DNR = 0x4000  # Do Not Retry, as a bit of (status >> 1)
 NSID_ALL = 0xFFFF_FFFF
 PAGE = 4096  # memory page size (CC.MPS = 0) is the only one
+MAX_TRANSFER = 1 << 20  # bytes a command (Identify Controller MDTS = 8)
+COPY_MAX_RANGES = 128  # Identify Namespace MSRC + 1
+COPY_MAX_RANGE_BLOCKS = 2048  # MSSRL
+COPY_MAX_BLOCKS = 16384  # MCL
 
 
 class ClockWords(NamedTuple):
     """Words that drive and host share at BAR0 offset 0x1F00, behind the doorbells (ours, not the specification's).
 
-    ``asleep``: the drive stores 1 before it sleeps; a host that has rung a mapped doorbell and then (after a full
-    fence) sees 1 repeats that doorbell as a REGION_WRITE message, which wakes the drive. Hosts that do not know this
+    ``asleep``: the drive stores 1 before it sleeps; a host that has rung a mapped doorbell (or stored ``wait``) and
+    then, after a full fence, sees 1 repeats the doorbell as a REGION_WRITE message, which wakes the drive. Hosts that do not know this
     (SPDK) are found by the drive's own slow poll.
 
-    Virtual clock: the host stores its time in ``host_now`` before each doorbell (its thinking time is what it adds).
-    To wait it stores ``wait = granted + 1``. The drive, once every queue is drained, jumps to the next event, goes on
-    until it has posted at least one completion (or nothing is left to happen), stores ``drive_now``, then
-    ``granted = wait``. Between grants its clock stands still, so a run depends on nothing but what the host declared.
+    Virtual clock: the drive's time moves only in *grants*, so a run depends on nothing but what the host declared. The
+    host rings doorbells at the drive's present time, as many as it likes; then it stores ``wait = granted + 1`` and
+    spins until ``granted == wait``. Only now does the drive look at its queues (in queue order). With
+    ``host_now > drive_now`` the host has been thinking: the drive runs everything due up to ``host_now`` and grants that
+    time. Otherwise it jumps from event to event until at least one completion is posted (or nothing is left to
+    happen) and grants that time. ``drive_now`` and the completions are visible before ``granted``.
     """
 
     mode: U64  # 0 real, 1 virtual; written by the drive
@@ -224,8 +230,8 @@ class ClockWords(NamedTuple):
     wait: U64
     granted: U64
     drive_now: U64  # ns
-    asleep: U64
-    attached: U64  # the host stores 1 when it follows this protocol; else virtual time never waits for it
+    asleep: U64  # written by the drive
+    attached: U64  # the host stores 1 when it follows this protocol; else virtual time jumps whenever the drive is idle
 
 
 CLOCK_WORDS = Codec(ClockWords, 56)

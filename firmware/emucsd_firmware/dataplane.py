@@ -1,0 +1,409 @@
+"""The data plane: one compiled loop that polls queues, runs commands, advances modelled time and posts completions.
+
+It returns to Python only for what is rare: the control thread asks (``CALLED``), or commands wait for the disk (``SYNC``).
+A round is: take over doorbells, let fetched commands act, run what is due, retry what had no room, raise interrupts.
+"""
+
+from __future__ import annotations
+
+from emucsd_firmware.clock import NEVER, REAL, due, pop, push
+from emucsd_firmware.ftl.gc import background
+from emucsd_firmware.ftl.mapping import prefetch_page
+from emucsd_firmware.nand.timing import advance, close_job, job_finish, next_event, open_job, pop_done
+from emucsd_firmware.nvme.commands import (
+    COMPLETE,
+    EXECUTE,
+    SLOTS,
+    command_at,
+    complete,
+    front_end,
+    load,
+    respond,
+    retry_held,
+    sqe_at,
+    take,
+)
+from emucsd_firmware.nvme.dispatch import PARKED, execute, incoming_bytes, peek_lpn, resume_read
+from emucsd_firmware.nvme.queues import QUEUES, PortState, arm, cq_at, interrupt, read_tail, refresh_tail, sq_at
+from emucsd_firmware.state import DriveState, drive_at
+from emucsd_wire.words import (
+    fence,
+    get_i64,
+    jit,
+    jit_inline,
+    load_i64,
+    monotonic,
+    put_i64,
+    relax,
+    signal,
+    store_i64,
+    wait,
+    yield_core,
+)
+
+CALLED, SYNC = 1, 2  # why ``run`` returned
+
+BURST = 32  # entries taken from one queue before the next has its turn
+SPINS = 4096  # idle rounds before the first sleep: some 100 us
+YIELD_EVERY = 64
+UNKNOWN_HOST_POLL_NS = 500_000  # a host that cannot wake us rings a mapped page: look at it this often
+IDLE_NS = 1_000_000_000
+WAKE_EARLY_NS = 80_000  # a sleep ends this much before the next event is due
+
+# ClockWords, as indexes of 64-bit words
+_HOST_NOW, _WAIT, _GRANTED, _DRIVE_NOW, _ASLEEP, _ATTACHED = 1, 2, 3, 4, 5, 6
+
+
+@jit_inline
+def port_of(drive: DriveState, number: int) -> PortState:
+    return drive.port0 if number == 0 else drive.port1
+
+
+@jit
+def act(drive: DriveState, slot: int) -> None:
+    """Run a command at the drive's present time; it completes now, when its job ends, or when its lookup does."""
+    command = command_at(drive.commands.slots, slot)
+    port = port_of(drive, command.port)
+    sq = sq_at(port.sqs, command.sqid)
+    if sq.live == 0 or sq.generation != command.generation:
+        complete(drive.clock, drive.commands, port, slot)  # its queue is gone: nothing of it may take effect
+        return
+    open_job(drive.nand, slot)
+    status = execute(drive, port, slot, command, sqe_at(drive.commands.sqes, slot))
+    finish = close_job(drive.nand, slot, drive.clock.now)
+    if status == PARKED:
+        return
+    command.status = status
+    if finish >= 0:
+        respond(drive.clock, drive.costs, drive.commands, port, slot, finish)
+
+
+@jit
+def fetch(drive: DriveState, port: PortState, qid: int) -> int:
+    """Take up to BURST entries of a queue; those that cost no time on the way act at once. :returns: how many"""
+    waiting = refresh_tail(port, qid)
+    if waiting == 0:
+        return 0
+    count = min(waiting, BURST, drive.commands.free_count)
+    now = drive.clock.now
+    top = drive.commands.free_count
+    for _ in range(count):
+        slot = take(drive.commands)
+        load(drive.commands, port, qid, slot, now)
+        lpn = peek_lpn(port, sqe_at(drive.commands.sqes, slot))
+        if lpn >= 0:
+            prefetch_page(drive.ftl, lpn)
+    if port.shadow != 0:
+        arm(port, qid, 0)
+    # slots were taken from the top of the stack downwards, and the stack still holds their numbers in that order;
+    # completing one pushes it back over them, so they are copied out before anything acts
+    for index in range(count):
+        put_i64(drive.batch, index, get_i64(drive.commands.free, top - 1 - index))
+    for index in range(count):
+        slot = get_i64(drive.batch, index)
+        sqe = sqe_at(drive.commands.sqes, slot)
+        arrival = front_end(drive.costs, port, now, incoming_bytes(port, sqe))
+        if arrival <= now:
+            act(drive, slot)
+        else:
+            push(drive.clock, arrival, 2 * slot + EXECUTE)
+    return count
+
+
+@jit
+def fetch_all(drive: DriveState) -> int:
+    """One turn over every live queue of both ports. :returns: commands fetched"""
+    fetched = 0
+    for number in range(2):
+        port = port_of(drive, number)
+        if port.enabled == 0:
+            continue
+        tail = read_tail(port, 0)
+        if tail != port.admin_seen:
+            port.admin_seen = tail
+            signal(port.admin_fd)
+        for index in range(port.live_count):
+            fetched += fetch(drive, port, port.live_sqs[index])
+    return fetched
+
+
+@jit
+def reap(drive: DriveState) -> None:
+    """Jobs that ended: commands answer, lookups hand their sums to whoever reads them."""
+    while True:
+        job = pop_done(drive.nand)
+        if job < 0:
+            return
+        when = job_finish(drive.nand, job)
+        slot = job if job < SLOTS else resume_read(drive, job - SLOTS, when)
+        if slot >= 0:
+            command = command_at(drive.commands.slots, slot)
+            respond(drive.clock, drive.costs, drive.commands, port_of(drive, command.port), slot, when)
+
+
+@jit_inline
+def next_due(drive: DriveState) -> int:
+    """When anything happens next, NEVER if nothing will."""
+    return min(due(drive.clock), next_event(drive.nand))
+
+
+@jit
+def run_until(drive: DriveState, until: int) -> int:
+    """Run every event with time <= ``until``, in order of time. :returns: how many moments had events"""
+    moments = 0
+    clock = drive.clock
+    while True:
+        token_due = due(clock)
+        nand_due = next_event(drive.nand)
+        when = min(token_due, nand_due)
+        if when > until:
+            return moments
+        moments += 1
+        if nand_due <= token_due:
+            advance(drive.nand, min(token_due, until) if clock.mode == REAL else nand_due)
+            clock.now = max(clock.now, when)
+            reap(drive)
+            continue
+        clock.now = max(clock.now, when)
+        token = pop(clock)
+        slot = token >> 1
+        if token & 1 == EXECUTE:
+            act(drive, slot)
+        else:
+            command = command_at(drive.commands.slots, slot)
+            complete(clock, drive.commands, port_of(drive, command.port), slot)
+
+
+@jit
+def raise_interrupts(drive: DriveState) -> None:
+    """One eventfd write for each completion queue that got entries, and another try for what had no room."""
+    for number in range(2):
+        port = port_of(drive, number)
+        if drive.commands.held != 0:
+            for qid in range(QUEUES):
+                if cq_at(port.cqs, qid).held != 0:
+                    retry_held(drive.clock, drive.commands, port, qid)
+        for index in range(port.live_count):
+            cqid = sq_at(port.sqs, port.live_sqs[index]).cqid
+            if cq_at(port.cqs, cqid).raised != 0:
+                interrupt(port, cqid)
+
+
+@jit
+def round_real(drive: DriveState) -> int:
+    """One round by the wall clock. :returns: how much there was to do"""
+    if drive.instant == 0:
+        now = monotonic()
+        work = run_until(drive, now)
+        drive.clock.now = now
+    else:
+        work = 0
+    work += fetch_all(drive)
+    if work != 0 or drive.commands.held != 0:
+        raise_interrupts(drive)
+    return work
+
+
+@jit_inline
+def _word(port: PortState, index: int) -> int:
+    return load_i64(port.words, index)
+
+
+@jit
+def attached_ports(drive: DriveState) -> int:
+    """How many ports have a host that follows the grant protocol."""
+    return min(_word(drive.port0, _ATTACHED), 1) + min(_word(drive.port1, _ATTACHED), 1)
+
+
+@jit
+def all_wait(drive: DriveState) -> bool:
+    """Whether every host that follows the grant protocol waits for a grant."""
+    for number in range(2):
+        port = port_of(drive, number)
+        if _word(port, _ATTACHED) != 0 and _word(port, _WAIT) == _word(port, _GRANTED):
+            return False
+    return True
+
+
+@jit
+def _grant(drive: DriveState, target: int) -> None:
+    """Let time run until a waiting host has a completion, a thinking one has thought, or nothing is left."""
+    clock = drive.clock
+    before0 = drive.port0.posted
+    before1 = drive.port1.posted
+    waits0 = _word(drive.port0, _ATTACHED) != 0 and _word(drive.port0, _HOST_NOW) <= _word(drive.port0, _DRIVE_NOW)
+    waits1 = _word(drive.port1, _ATTACHED) != 0 and _word(drive.port1, _HOST_NOW) <= _word(drive.port1, _DRIVE_NOW)
+    while True:
+        when = next_due(drive)
+        if when > target:
+            clock.now = max(clock.now, target)
+            break
+        if when == NEVER:
+            break
+        run_until(drive, when)
+        if (waits0 and drive.port0.posted != before0) or (waits1 and drive.port1.posted != before1):
+            break
+    idle = next_due(drive) == NEVER
+    for number in range(2):
+        port = port_of(drive, number)
+        if _word(port, _ATTACHED) == 0:
+            continue
+        thinking = _word(port, _HOST_NOW) > _word(port, _DRIVE_NOW)
+        posted = port.posted != (before0 if number == 0 else before1)
+        if (thinking and clock.now >= _word(port, _HOST_NOW)) or (not thinking and posted) or (idle and not thinking):
+            store_i64(port.words, _DRIVE_NOW, clock.now)
+            store_i64(port.words, _GRANTED, _word(port, _WAIT))
+
+
+@jit
+def round_virtual(drive: DriveState) -> int:
+    """One round by the virtual clock: nothing moves until every host waits; then queues in order, then events."""
+    if attached_ports(drive) == 0:
+        work = fetch_all(drive)
+        if work == 0:
+            when = next_due(drive)
+            if when != NEVER:
+                work = run_until(drive, when)
+        raise_interrupts(drive)
+        return work
+    if not all_wait(drive):
+        fetch_admin(drive)
+        return 0
+    while fetch_all(drive) != 0:
+        pass
+    background(drive.ftl, drive.nand, drive.clock.now)
+    target = NEVER
+    for number in range(2):
+        port = port_of(drive, number)
+        if _word(port, _ATTACHED) != 0:
+            host_now = _word(port, _HOST_NOW)
+            if host_now > _word(port, _DRIVE_NOW):
+                target = min(target, host_now)
+    _grant(drive, target)
+    raise_interrupts(drive)
+    return 1
+
+
+@jit
+def fetch_admin(drive: DriveState) -> None:
+    """Admin commands are the control plane's and take no modelled time: they need no grant."""
+    for number in range(2):
+        port = port_of(drive, number)
+        if port.enabled != 0:
+            tail = read_tail(port, 0)
+            if tail != port.admin_seen:
+                port.admin_seen = tail
+                signal(port.admin_fd)
+
+
+@jit
+def _rung(drive: DriveState) -> bool:
+    """Whether any doorbell has moved since it was last taken over."""
+    for number in range(2):
+        port = port_of(drive, number)
+        if port.enabled == 0:
+            continue
+        if read_tail(port, 0) != port.admin_seen:
+            return True
+        for index in range(port.live_count):
+            qid = port.live_sqs[index]
+            if read_tail(port, qid) != sq_at(port.sqs, qid).tail:
+                return True
+        if _word(port, _WAIT) != _word(port, _GRANTED):
+            return True
+    return False
+
+
+@jit
+def _set_asleep(drive: DriveState, asleep: int) -> None:
+    for number in range(2):
+        port = port_of(drive, number)
+        store_i64(port.words, _ASLEEP, asleep)
+        if port.shadow != 0:
+            for index in range(port.live_count):
+                arm(port, port.live_sqs[index], asleep)
+
+
+@jit
+def _patience(drive: DriveState) -> int:
+    """How long the drive may sleep: to the next event, and shortly where a host rings without waking anyone."""
+    timeout = IDLE_NS
+    for number in range(2):
+        port = port_of(drive, number)
+        if port.enabled != 0 and port.trapped == 0 and _word(port, _ATTACHED) == 0:
+            timeout = UNKNOWN_HOST_POLL_NS
+    if drive.clock.mode == REAL:
+        when = next_due(drive)
+        if when != NEVER:
+            timeout = min(timeout, when - monotonic() - WAKE_EARLY_NS)
+    elif next_due(drive) != NEVER and attached_ports(drive) == 0:
+        timeout = 0
+    return timeout
+
+
+@jit
+def sleep(drive: DriveState) -> None:
+    """Sleep until a doorbell, the control thread, or the next event. Say so first, then look once more."""
+    timeout = _patience(drive)
+    if timeout <= 0:
+        return
+    _set_asleep(drive, 1)
+    fence()  # our 'asleep' before our look at the doorbells; the host's doorbell before its look at 'asleep'
+    if not _rung(drive) and load_i64(drive.control_word, 0) == 0 and drive.commands.syncing == 0:
+        drive.sleeps += 1
+        wait(drive.kick_fd, timeout)
+    _set_asleep(drive, 0)
+
+
+@jit
+def run(address: int) -> int:
+    """The data plane thread's whole life inside compiled code. :returns: CALLED or SYNC"""
+    drive = drive_at(address, 0)
+    idle = 0
+    while True:
+        if load_i64(drive.control_word, 0) != 0:
+            return CALLED
+        if drive.commands.syncing != 0:
+            return SYNC
+        drive.rounds += 1
+        work = round_real(drive) if drive.clock.mode == REAL else round_virtual(drive)
+        if work != 0:
+            idle = 0
+            continue
+        idle += 1
+        relax()
+        if idle < SPINS:
+            if idle % YIELD_EVERY == 0:
+                yield_core()
+            continue
+        if background(drive.ftl, drive.nand, drive.clock.now) != 0 and drive.clock.mode == REAL:
+            continue
+        sleep(drive)
+
+
+@jit
+def step(address: int, rounds: int) -> int:
+    """A bounded number of rounds for tests without a thread. :returns: how much was done"""
+    drive = drive_at(address, 0)
+    work = 0
+    for _ in range(rounds):
+        work += round_real(drive) if drive.clock.mode == REAL else round_virtual(drive)
+    return work
+
+
+@jit
+def finish_sync(address: int) -> None:
+    """The disk has everything: complete the commands that waited for it."""
+    drive = drive_at(address, 0)
+    while drive.commands.syncing != 0:
+        slot = drive.commands.syncing - 1
+        command = command_at(drive.commands.slots, slot)
+        drive.commands.syncing = command.following
+        command.durable = 0
+        push(drive.clock, command.ready, 2 * slot + COMPLETE)
+
+
+@jit
+def wants_sync(address: int) -> int:
+    """Whether commands wait for the disk."""
+    return 1 if drive_at(address, 0).commands.syncing != 0 else 0

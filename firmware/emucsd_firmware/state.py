@@ -1,0 +1,39 @@
+"""The root of a drive's state: one record, reached by compiled code through its address."""
+
+from __future__ import annotations
+
+from emucsd_firmware.clock import Clock
+from emucsd_firmware.ftl.state import Ftl
+from emucsd_firmware.lookup.state import Lookup
+from emucsd_firmware.memory import Transfer
+from emucsd_firmware.nand.state import Nand
+from emucsd_firmware.nvme.commands import Commands, Costs
+from emucsd_firmware.nvme.queues import PortState
+from emucsd_wire.layout import I64, State
+from emucsd_wire.words import pointer
+
+PORTS = 2
+
+
+class DriveState(State):
+    """Everything that the data plane touches. ``control`` is the one word by which Python calls it back."""
+
+    control_word: I64  # address of an atomic word: 0 run, else leave compiled code
+    kick_fd: I64  # eventfd that wakes the data plane
+    instant: I64  # 1 when nothing in this drive takes modelled time
+    scratch: I64  # address of two flash pages: Copy's data, and range lists
+    batch: I64  # address of BURST slot numbers
+    rounds: I64
+    sleeps: I64
+    clock: Clock
+    costs: Costs
+    commands: Commands
+    transfer: Transfer
+    nand: Nand
+    ftl: Ftl
+    lookup: Lookup
+    port0: PortState
+    port1: PortState
+
+
+drive_at = pointer(DriveState)
