@@ -23,9 +23,11 @@ from emucsd_firmware.nvme.commands import (
     sqe_at,
     take,
 )
-from emucsd_firmware.nvme.dispatch import PARKED, execute, incoming_bytes, peek_lpn, resume_read
+from emucsd_firmware.lookup.requests import job_done, pump
+from emucsd_firmware.nvme.dispatch import execute, incoming_bytes, peek_lpn
+from emucsd_firmware.nvme.lookups import PARKED, next_answered
 from emucsd_firmware.nvme.queues import QUEUES, PortState, arm, cq_at, interrupt, read_tail, refresh_tail, sq_at
-from emucsd_firmware.state import DriveState, drive_at
+from emucsd_firmware.state import DriveState, drive_at, port_of
 from emucsd_wire.words import (
     fence,
     get_i64,
@@ -46,17 +48,13 @@ CALLED, SYNC = 1, 2  # why ``run`` returned
 BURST = 32  # entries taken from one queue before the next has its turn
 SPINS = 4096  # idle rounds before the first sleep: some 100 us
 YIELD_EVERY = 64
+CLOCK_EVERY = 255  # a drive without delays reads the clock once in so many (+ 1) rounds
 UNKNOWN_HOST_POLL_NS = 500_000  # a host that cannot wake us rings a mapped page: look at it this often
 IDLE_NS = 1_000_000_000
 WAKE_EARLY_NS = 80_000  # a sleep ends this much before the next event is due
 
 # ClockWords, as indexes of 64-bit words
 _HOST_NOW, _WAIT, _GRANTED, _DRIVE_NOW, _ASLEEP, _ATTACHED = 1, 2, 3, 4, 5, 6
-
-
-@jit_inline
-def port_of(drive: DriveState, number: int) -> PortState:
-    return drive.port0 if number == 0 else drive.port1
 
 
 @jit
@@ -75,7 +73,7 @@ def act(drive: DriveState, slot: int) -> None:
         return
     command.status = status
     if finish >= 0:
-        respond(drive.clock, drive.costs, drive.commands, port, slot, finish)
+        answer(drive, slot, finish)
 
 
 @jit
@@ -129,49 +127,70 @@ def fetch_all(drive: DriveState) -> int:
 
 @jit
 def reap(drive: DriveState) -> None:
-    """Jobs that ended: commands answer, lookups hand their sums to whoever reads them."""
+    """Jobs that ended: commands answer, and lookups hand their sums to the commands that wait for them."""
     while True:
         job = pop_done(drive.nand)
         if job < 0:
-            return
+            break
         when = job_finish(drive.nand, job)
-        slot = job if job < SLOTS else resume_read(drive, job - SLOTS, when)
-        if slot >= 0:
-            command = command_at(drive.commands.slots, slot)
-            respond(drive.clock, drive.costs, drive.commands, port_of(drive, command.port), slot, when)
+        if job < SLOTS:
+            answer(drive, job, when)
+        else:
+            job_done(drive.lookup, job, when)
+    while True:
+        slot = next_answered(drive)
+        if slot < 0:
+            return
+        answer(drive, slot, command_at(drive.commands.slots, slot).ready)
+
+
+@jit_inline
+def answer(drive: DriveState, slot: int, when: int) -> None:
+    command = command_at(drive.commands.slots, slot)
+    respond(drive.clock, drive.costs, drive.commands, port_of(drive, command.port), slot, when)
 
 
 @jit_inline
 def next_due(drive: DriveState) -> int:
     """When anything happens next, NEVER if nothing will."""
-    return min(due(drive.clock), next_event(drive.nand))
+    return min(due(drive.clock), next_event(drive.nand), drive.lookup.wake)
 
 
 @jit
 def run_until(drive: DriveState, until: int) -> int:
-    """Run every event with time <= ``until``, in order of time. :returns: how many moments had events"""
+    """Run every event with time <= ``until``, in order of time. :returns: how many moments had events
+
+    At one moment flash comes first, then the translator, then commands and completions.
+    """
     moments = 0
     clock = drive.clock
     while True:
-        token_due = due(clock)
-        nand_due = next_event(drive.nand)
-        when = min(token_due, nand_due)
+        others = min(due(clock), drive.lookup.wake)
+        flash = next_event(drive.nand)
+        when = min(others, flash)
         if when > until:
             return moments
         moments += 1
-        if nand_due <= token_due:
-            advance(drive.nand, min(token_due, until) if clock.mode == REAL else nand_due)
-            clock.now = max(clock.now, when)
-            reap(drive)
-            continue
         clock.now = max(clock.now, when)
-        token = pop(clock)
-        slot = token >> 1
-        if token & 1 == EXECUTE:
-            act(drive, slot)
+        if flash <= others:
+            # by the wall clock flash may run ahead to the next other event; virtual time must stop at each moment
+            advance(drive.nand, min(others, until) if clock.mode == REAL else flash)
+            reap(drive)
+        elif drive.lookup.wake <= others:
+            pump(drive.lookup, drive.ftl, drive.nand, when)
+            reap(drive)
         else:
-            command = command_at(drive.commands.slots, slot)
-            complete(clock, drive.commands, port_of(drive, command.port), slot)
+            _run_token(drive, pop(clock))
+
+
+@jit
+def _run_token(drive: DriveState, token: int) -> None:
+    slot = token >> 1
+    if token & 1 == EXECUTE:
+        act(drive, slot)
+    else:
+        port = port_of(drive, command_at(drive.commands.slots, slot).port)
+        complete(drive.clock, drive.commands, port, slot)
 
 
 @jit
@@ -192,12 +211,11 @@ def raise_interrupts(drive: DriveState) -> None:
 @jit
 def round_real(drive: DriveState) -> int:
     """One round by the wall clock. :returns: how much there was to do"""
-    if drive.instant == 0:
+    work = 0
+    if drive.instant == 0 or next_due(drive) != NEVER or drive.rounds & CLOCK_EVERY == 0:
         now = monotonic()
         work = run_until(drive, now)
-        drive.clock.now = now
-    else:
-        work = 0
+        drive.clock.now = max(now, drive.clock.now)
     work += fetch_all(drive)
     if work != 0 or drive.commands.held != 0:
         raise_interrupts(drive)

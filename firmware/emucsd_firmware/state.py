@@ -10,7 +10,7 @@ from emucsd_firmware.nand.state import Nand
 from emucsd_firmware.nvme.commands import Commands, Costs
 from emucsd_firmware.nvme.queues import PortState
 from emucsd_wire.layout import I64, State
-from emucsd_wire.words import pointer
+from emucsd_wire.words import jit_inline, pointer
 
 PORTS = 2
 
@@ -37,3 +37,9 @@ class DriveState(State):
 
 
 drive_at = pointer(DriveState)
+
+
+@jit_inline
+def port_of(drive: DriveState, number: int) -> PortState:
+    """One of the drive's two ports."""
+    return drive.port0 if number == 0 else drive.port1

@@ -52,8 +52,13 @@ def pointer(layout: type[T]) -> Callable[[int, int], T]:
 
 
 def pointer_to(layout: type[T], dtype: np.dtype[Any]) -> Callable[[int, int], T]:
-    """``pointer`` for any layout class whose dtype is given."""
-    record = numba.from_dtype(dtype)
+    """``pointer`` for any layout class whose dtype is given. Raw bytes are no field in compiled code."""
+    fields = [(name, *spec[:2]) for name, spec in (dtype.fields or {}).items() if spec[0].kind != "V" or spec[0].names]
+    names, formats, offsets = zip(*fields, strict=True)
+    visible = np.dtype(
+        {"names": names, "formats": formats, "offsets": offsets, "itemsize": dtype.itemsize}, align=dtype.isalignedstruct
+    )
+    record = numba.from_dtype(visible)
     size = dtype.itemsize
 
     @intrinsic  # type: ignore[untyped-decorator]

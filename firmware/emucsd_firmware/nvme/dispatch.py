@@ -1,14 +1,24 @@
-"""From an opcode to the function that runs it."""
+"""From an opcode to the function that runs it, and what the data plane asks about an entry before it acts."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from emucsd_firmware.lookup.requests import lookup_read, lookup_send
 from emucsd_firmware.nvme.commands import Command
 from emucsd_firmware.nvme.dataset import copy_blocks, dataset_management, write_zeroes
-from emucsd_firmware.nvme.io import check_namespace, compare, flush_namespace, read, verify, write, write_uncorrectable
-from emucsd_firmware.nvme.queues import PortState
+from emucsd_firmware.nvme.io import (
+    block_count,
+    check_namespace,
+    compare,
+    flush_namespace,
+    read,
+    slba,
+    verify,
+    write,
+    write_uncorrectable,
+)
+from emucsd_firmware.nvme.lookups import lookup_read, lookup_send
+from emucsd_firmware.nvme.queues import NAMESPACES, PortState, namespace_at
 from emucsd_firmware.state import DriveState
 from emucsd_wire import nvme
 from emucsd_wire.nvme import Sqe
@@ -17,3 +27,78 @@ from emucsd_wire.words import jit
 _INVALID_OPCODE = int(nvme.Status.INVALID_OPCODE)
 _INVALID_FIELD = int(nvme.Status.INVALID_FIELD)
 _FLUSH, _WRITE, _READ = int(nvme.Io.FLUSH), int(nvme.Io.WRITE), int(nvme.Io.READ)
+_WRITE_UNCORRECTABLE, _COMPARE = int(nvme.Io.WRITE_UNCORRECTABLE), int(nvme.Io.COMPARE)
+_WRITE_ZEROES, _DSM = int(nvme.Io.WRITE_ZEROES), int(nvme.Io.DATASET_MANAGEMENT)
+_VERIFY, _COPY = int(nvme.Io.VERIFY), int(nvme.Io.COPY)
+_SEND, _READ_SUMS = int(nvme.Io.LOOKUP_SEND), int(nvme.Io.LOOKUP_READ)
+_FUSE = 3
+
+
+@jit
+def peek_lpn(port: PortState, sqe: Sqe) -> int:
+    """The page of a one-page read or write, for prefetching its map entry; -1 when there is nothing to fetch early."""
+    opcode, nsid = np.int64(sqe.opcode), np.int64(sqe.nsid)
+    if (opcode != _READ and opcode != _WRITE) or nsid < 1 or nsid > NAMESPACES:
+        return -1
+    space = namespace_at(port.namespaces, nsid)
+    first = slba(sqe)
+    if space.attached == 0 or first < 0 or first >= space.blocks:
+        return -1
+    return space.first_lpn + (first >> space.page_shift)
+
+
+@jit
+def incoming_bytes(port: PortState, sqe: Sqe) -> int:
+    """Bytes that a command brings over the link before it can act."""
+    opcode, nsid = np.int64(sqe.opcode), np.int64(sqe.nsid)
+    if opcode == _WRITE or opcode == _COMPARE:
+        if nsid < 1 or nsid > NAMESPACES:
+            return 0
+        return block_count(sqe) << namespace_at(port.namespaces, nsid).lba_shift
+    if opcode == _SEND:
+        return min(np.int64(sqe.cdw12), nvme.MAX_TRANSFER)
+    if opcode == _DSM:
+        return 16 * ((np.int64(sqe.cdw10) & 0xFF) + 1)
+    if opcode == _COPY:
+        return 32 * ((np.int64(sqe.cdw12) & 0xFF) + 1)
+    return 0
+
+
+@jit
+def execute(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
+    """Run one I/O command. :returns: its status, or PARKED when a lookup completes it later"""
+    opcode = command.opcode
+    if np.int64(sqe.flags) & _FUSE != 0:
+        return _INVALID_FIELD  # fused operations are not offered (Identify Controller FUSES = 0)
+    if opcode == _FLUSH:
+        return flush_namespace(drive, port, slot, command)
+    status = check_namespace(port, command.nsid)
+    if status != 0:
+        return status
+    if opcode == _READ:
+        return read(drive, port, slot, command, sqe)
+    if opcode == _WRITE:
+        return write(drive, port, slot, command, sqe)
+    if opcode == _SEND:
+        return lookup_send(drive, port, command, sqe)
+    if opcode == _READ_SUMS:
+        return lookup_read(drive, port, slot, command, sqe)
+    return _execute_rare(drive, port, slot, command, sqe)
+
+
+@jit
+def _execute_rare(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
+    opcode = command.opcode
+    if opcode == _DSM:
+        return dataset_management(drive, port, slot, command, sqe)
+    if opcode == _WRITE_ZEROES:
+        return write_zeroes(drive, port, slot, command, sqe)
+    if opcode == _COMPARE:
+        return compare(drive, port, slot, command, sqe)
+    if opcode == _VERIFY:
+        return verify(drive, port, slot, command, sqe)
+    if opcode == _COPY:
+        return copy_blocks(drive, port, slot, command, sqe)
+    if opcode == _WRITE_UNCORRECTABLE:
+        return write_uncorrectable(drive, port, slot, command, sqe)
+    return _INVALID_OPCODE

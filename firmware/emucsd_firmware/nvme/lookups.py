@@ -1,0 +1,106 @@
+"""The two lookup commands, as the queues see them: data in, data out; the engine itself knows no NVMe.
+
+LOOKUP_SEND completes when the drive has taken the request; LOOKUP_READ is parked until the request's sums are ready.
+A parked command keeps nothing of the host's memory: its data pointer is walked when the sums go out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from emucsd_firmware.lookup.requests import drop, payload, pop_done, release, send
+from emucsd_firmware.lookup.requests import read as read_request
+from emucsd_firmware.lookup.requests import reset_port as reset_requests
+from emucsd_firmware.lookup.state import FREE, READY, REQUESTS, request_at
+from emucsd_firmware.memory import gather, scatter
+from emucsd_firmware.nvme.commands import Command, command_at, sqe_at
+from emucsd_firmware.nvme.commands import release as release_slot
+from emucsd_firmware.nvme.prp import map_data
+from emucsd_firmware.nvme.queues import PortState
+from emucsd_firmware.state import DriveState, drive_at, port_of
+from emucsd_wire.nvme import Sqe
+from emucsd_wire.words import jit
+
+PARKED = -2  # as a status: somebody else completes this command later
+
+
+@jit
+def lookup_send(drive: DriveState, port: PortState, command: Command, sqe: Sqe) -> int:
+    """LOOKUP_SEND (81h). dw0 of a refusal is the position of the first bad id or offset."""
+    tag, count = np.int64(sqe.cdw10), np.int64(sqe.cdw12)
+    target = payload(drive.lookup, port.number, tag, count)
+    if target < 0:
+        return -target
+    status = map_data(port.memory, drive.transfer, sqe, count, 0)
+    if status != 0:
+        return status
+    gather(drive.transfer, target, count)
+    command.incoming = count
+    status = send(drive.lookup, drive.clock.now, port.number, tag, count)
+    if status != 0:
+        command.dw0 = drive.lookup.position
+    else:
+        port.counters.lookups += 1
+    return status
+
+
+@jit
+def lookup_read(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
+    """LOOKUP_READ (82h). dw0 of Unrecovered Read is the position of the id whose row cannot be read."""
+    tag, count = np.int64(sqe.cdw10), np.int64(sqe.cdw12)
+    if count == 0:
+        return drop(drive.lookup, port.number, tag)
+    number = read_request(drive.lookup, port.number, tag, count, slot)
+    if number < 0:
+        return -number
+    if request_at(drive.lookup.requests, number).state != READY:
+        return PARKED
+    return take_sums(drive, number)
+
+
+@jit
+def take_sums(drive: DriveState, number: int) -> int:
+    """Copy the sums of a READY request to the command that waits for it and free the request. :returns: the status"""
+    request = request_at(drive.lookup.requests, number)
+    slot = request.waiter
+    command = command_at(drive.commands.slots, slot)
+    port = port_of(drive, command.port)
+    status = request.status
+    command.dw0 = request.position
+    command.ready = max(command.ready, request.ready)
+    count = request.result_bytes
+    if status == 0:
+        status = map_data(port.memory, drive.transfer, sqe_at(drive.commands.sqes, slot), count, 1)
+    if status == 0:
+        scatter(drive.transfer, request.result, count)
+        command.outgoing = count
+    release(drive.lookup, number)
+    return status
+
+
+@jit
+def next_answered(drive: DriveState) -> int:
+    """The slot of the next parked command whose sums are ready and are now copied, or -1."""
+    number = pop_done(drive.lookup)
+    if number < 0:
+        return -1
+    slot = request_at(drive.lookup.requests, number).waiter
+    command = command_at(drive.commands.slots, slot)
+    port = port_of(drive, command.port)
+    if port.enabled == 0:
+        release(drive.lookup, number)
+        command.status = 0
+    else:
+        command.status = take_sums(drive, number)
+    return slot
+
+
+@jit
+def reset_lookups(address: int, number: int) -> None:
+    """A controller reset: free the slots of a port's parked commands and drop its requests."""
+    drive = drive_at(address, 0)
+    for index in range(REQUESTS):
+        request = request_at(drive.lookup.requests, index)
+        if request.state != FREE and request.port == number and request.abandoned == 0 and request.waiter >= 0:
+            release_slot(drive.commands, request.waiter)
+    reset_requests(drive.lookup, number)
