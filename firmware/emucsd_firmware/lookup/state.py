@@ -1,0 +1,173 @@
+"""State of the lookup engine: tables, requests, and the drive's DRAM that they use."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any, Protocol
+
+import numpy as np
+
+from emucsd_wire.layout import I64, State
+from emucsd_wire.vendor import MAX_DIM, MAX_EXTENTS, MAX_PAYLOAD, MAX_RESULT, MAX_TABLES, MAX_TAGS
+from emucsd_wire.words import pointer
+
+PORTS = 2
+REQUESTS = 768  # every tag of both ports, and room for requests that a reset left behind on the flash
+SLICE = 256  # vectors that the translator hands on at a time
+SLICE_BYTES = 128 << 10  # of rows, at most: what a slice gathers stays in the core's cache until it is summed
+ROW_BYTES = 4 * MAX_DIM
+NEVER = 1 << 62
+
+# Request.state
+FREE, QUEUED, READING, READY = 0, 1, 2, 3
+
+
+class Extent(State):
+    """From table byte ``first`` on, table byte ``b`` is at flash address ``base + b`` (address: lpn, then byte)."""
+
+    first: I64
+    base: I64
+
+
+class Table(State):
+    """One open table. ``handle`` is 0 when the slot is free."""
+
+    handle: I64
+    generation: I64
+    port: I64
+    nsid: I64
+    name_hash: I64
+    rows: I64
+    dim: I64
+    row_bytes: I64
+    extents: I64  # address of Extent[extent_count + 1]; the last one only says where the table ends
+    extent_count: I64
+    whole: I64  # 1: no row crosses a page or an extent
+    slice: I64  # vectors a slice
+    add_cycles: I64  # of the adders, a vector
+    opens: I64
+    active: I64  # requests that still read it
+    requests: I64
+    bags: I64
+    vectors: I64
+    flash_reads: I64
+    flash_bytes: I64
+    buffered: I64
+    unwritten: I64
+    split: I64
+    failed: I64
+
+
+class Request(State):
+    """One LOOKUP_SEND from its arrival until its LOOKUP_READ. Its NAND job is ``first_job + number``."""
+
+    number: I64
+    state: I64
+    port: I64
+    tag: I64
+    table: I64  # slot
+    grain: I64
+    bags: I64
+    ids: I64
+    id_bytes: I64
+    carry: I64  # address of FP32[dim] that the first bag starts from, or 0
+    offsets: I64
+    indices: I64
+    cursor: I64  # ids that the translator has taken
+    bag: I64  # the bag that the next id belongs to, or an empty one before it
+    result: I64
+    result_bytes: I64
+    started: I64
+    floor: I64  # no sums before this time: the translator's and the adders' own work
+    ready: I64
+    status: I64
+    position: I64  # of the id that ``status`` is about
+    abandoned: I64  # nobody will read it
+    waiter: I64  # who waits for it (a number of the caller's), or -1
+    next: I64  # in a list of requests
+
+
+class Lookup(State):
+    """The engine of one drive."""
+
+    tables: I64
+    requests: I64  # address of Request[request_count]
+    request_count: I64
+    tags: I64  # int64[PORTS * MAX_TAGS]: request number + 1, or 0
+    payloads: I64
+    results: I64
+    free: I64  # head of the list of free requests, or -1
+    head: I64  # of the queue of requests that the translator has not finished, or -1
+    tail: I64
+    done: I64  # head of the queue of ready requests that somebody waits for, or -1
+    done_tail: I64
+    first_job: I64
+    page_shift: I64
+    path_buffer: I64  # vector reads that may be in flight
+    cycle_ps: I64
+    translate_cycles: I64
+    translator_free: I64
+    wake: I64  # when ``requests.pump`` is to be called next; NEVER when no request is queued
+    adder_free: I64
+    places: I64  # int64[SLICE]: flash address of each vector of the slice; a vector in pieces has -1 - its table byte
+    rows: I64  # int64[SLICE]: where its bytes are
+    pieces: I64  # FP32[SLICE, MAX_DIM]: vectors put together from pieces
+    zeros: I64  # FP32[MAX_DIM]
+    position: I64  # of the first bad id or offset, after a refusal
+
+
+table_at = pointer(Table)
+extent_at = pointer(Extent)
+request_at = pointer(Request)
+lookup_at = pointer(Lookup)
+
+
+class LookupSettings(Protocol):
+    """What the engine takes from a profile's ``lookup`` section."""
+
+    clock_mhz: int
+    translate_cycles: int
+    sum_lanes: int
+    sum_cycles: int
+    path_buffer: int
+
+
+class LookupMemory:
+    """Owns the memory behind a Lookup record. All of it is touched only as far as it is used.
+
+    :param page_bytes: of a flash page, a power of two
+    :param dies: of the whole drive; the path buffer holds ``path_buffer`` reads for each
+    :param first_job: the NAND job of request 0; the engine uses REQUESTS jobs from there
+    """
+
+    def __init__(self, settings: LookupSettings, page_bytes: int, dies: int, first_job: int) -> None:
+        self.settings = settings
+        self.page_bytes = page_bytes
+        self.dies = dies
+        self.first_job = first_job
+        self.tables = np.zeros(MAX_TABLES, Table.dtype)
+        self.extents = np.zeros((MAX_TABLES, MAX_EXTENTS + 1), Extent.dtype)
+        self.requests = np.zeros(REQUESTS, Request.dtype)
+        self.tags = np.zeros(PORTS * MAX_TAGS, np.int64)
+        self.scratch = np.zeros((2, SLICE), np.int64)
+        self.zeros = np.zeros(MAX_DIM, np.float32)
+        sizes = (REQUESTS * MAX_PAYLOAD, REQUESTS * MAX_RESULT, SLICE * ROW_BYTES)
+        self.payloads, self.results, self.pieces = (np.frombuffer(mmap.mmap(-1, size), np.uint8) for size in sizes)
+        self.requests["next"] = [*range(1, REQUESTS), -1]
+
+    def fill(self, record: Any) -> None:
+        """Write addresses and settings into the Lookup record of a drive's state."""
+        settings = self.settings
+        for name in ("tables", "requests", "tags", "payloads", "results", "zeros", "pieces"):
+            record[name] = getattr(self, name).ctypes.data
+        record["places"], record["rows"] = (row.ctypes.data for row in self.scratch)
+        for name in ("head", "tail", "done", "done_tail"):
+            record[name] = -1
+        record["free"] = 0
+        record["wake"] = NEVER
+        record["request_count"] = REQUESTS
+        record["first_job"] = self.first_job
+        record["page_shift"] = self.page_bytes.bit_length() - 1
+        record["path_buffer"] = settings.path_buffer * self.dies
+        record["cycle_ps"] = round(1_000_000 / settings.clock_mhz)
+        record["translate_cycles"] = settings.translate_cycles

@@ -1,0 +1,210 @@
+"""Open tables: the control thread's side of the lookup engine. The data plane is out of compiled code meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emucsd_firmware.lookup.state import FREE, QUEUED, READING, SLICE, SLICE_BYTES, LookupMemory
+from emucsd_wire.nvme import Status
+from emucsd_wire.vendor import (
+    MAX_DIM,
+    MAX_EXTENTS,
+    MAX_TABLES,
+    TABLE_ENTRY,
+    TABLE_LIST_BYTES,
+    TABLE_STATS,
+    TABLE_VERSION,
+    Dtype,
+    TableEntry,
+    TableHeader,
+    TableStats,
+)
+
+_COUNTERS = ("requests", "bags", "vectors", "flash_reads", "flash_bytes", "buffered", "unwritten", "split", "failed")
+_GENERATIONS = 1 << 25  # handles are generation * MAX_TABLES + slot, in 32 bits, as the host sees them
+
+
+class Space(NamedTuple):
+    """A namespace, as far as a table needs to know it."""
+
+    first_lpn: int
+    blocks: int
+    lba_bytes: int
+
+
+class TableRefused(Exception):
+    """The host asked for what can't be: ``status`` is the answer."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+class Tables:
+    """Opens and closes the tables of one drive.
+
+    :raises TableRefused: from every method that takes a host's word: the reason and the status that answers it
+    """
+
+    def __init__(self, memory: LookupMemory) -> None:
+        self.memory = memory
+        self.records = memory.tables
+        self.page_bytes = memory.page_bytes
+
+    def open(self, port: int, header: TableHeader, extents: NDArray[Any], space: Space) -> int:
+        """:param extents: columns of TableExtent
+        :returns: the handle; a table that is open already, with the very same description, has one handle for all
+        """
+        self._check(header, extents, space)
+        bounds = self._bounds(header, extents, space)
+        slot = self._same(port, header, bounds)
+        if slot < 0:
+            slot = self._fill(port, header, bounds)
+        self.records[slot]["opens"] += 1
+        return int(self.records[slot]["handle"])
+
+    def _check(self, header: TableHeader, extents: NDArray[Any], space: Space) -> None:
+        if header.version != TABLE_VERSION:
+            raise TableRefused(
+                Status.INVALID_FIELD, f"table version {header.version}; this drive knows {TABLE_VERSION}"
+            )
+        if header.dtype != Dtype.FP32 or not 1 <= header.dim <= MAX_DIM or header.rows == 0:
+            reason = f"{header.rows} rows of {header.dim} of dtype {header.dtype}; rows are 1 to {MAX_DIM} FP32 (0)"
+            raise TableRefused(Status.LOOKUP_TABLE_SHAPE, reason)
+        if not 1 <= header.extents <= MAX_EXTENTS or len(extents) != header.extents:
+            reason = f"{header.extents} extents announced, {len(extents)} given; a table has 1 to {MAX_EXTENTS}"
+            raise TableRefused(Status.LOOKUP_TABLE_SHAPE, reason)
+        ends = extents["slba"].astype(object) + extents["blocks"]  # Python integers: no sum of a host's can wrap
+        if not extents["blocks"].all() or max(ends) > space.blocks:
+            reason = f"extents reach LBA {max(ends)} or are empty; the namespace has {space.blocks}"
+            raise TableRefused(Status.LBA_OUT_OF_RANGE, reason)
+
+    def _bounds(self, header: TableHeader, extents: NDArray[Any], space: Space) -> list[tuple[int, int]]:
+        """(first table byte, base) of each extent, and the table's end."""
+        bounds, first = [], 0
+        for extent in extents.tolist():
+            first_byte, slba, blocks, _ = extent
+            if first_byte != first:
+                reason = f"an extent starts at table byte {first_byte}, the one before ends at {first}"
+                raise TableRefused(Status.LOOKUP_TABLE_SHAPE, reason)
+            bounds.append((first, space.first_lpn * self.page_bytes + slba * space.lba_bytes - first))
+            first += blocks * space.lba_bytes
+        if header.rows * header.dim * 4 > first:
+            reason = f"{header.rows} rows of {header.dim * 4} bytes; the extents hold {first} bytes"
+            raise TableRefused(Status.LOOKUP_TABLE_SHAPE, reason)
+        return [*bounds, (first, 0)]
+
+    def _same(self, port: int, header: TableHeader, bounds: list[tuple[int, int]]) -> int:
+        """The slot of the same table on the same port, or -1. Another of its name is refused."""
+        name = _signed(header.name_hash)
+        for slot in self._open():
+            table = self.records[slot]
+            if (table["port"], table["nsid"], table["name_hash"]) != (port, header.nsid, name):
+                continue
+            shape = (int(table["rows"]), int(table["dim"]), int(table["extent_count"]) + 1)
+            known = self.memory.extents[slot][: shape[2]].tolist()
+            if shape != (header.rows, header.dim, len(bounds)) or known != bounds:
+                raise TableRefused(Status.LOOKUP_TABLE_EXISTS, f"table {slot} has this name and another shape or place")
+            return slot
+        return -1
+
+    def _fill(self, port: int, header: TableHeader, bounds: list[tuple[int, int]]) -> int:
+        unused = np.flatnonzero((self.records["handle"] == 0) & (self.records["active"] == 0))
+        if not len(unused):
+            raise TableRefused(Status.LOOKUP_TABLES_FULL, f"{MAX_TABLES} tables are open; close one")
+        slot = int(unused[0])
+        self.memory.extents[slot][: len(bounds)] = bounds
+        table = self.records[slot]
+        generation = int(table["generation"]) % _GENERATIONS + 1
+        row_bytes = header.dim * 4
+        settings = self.memory.settings
+        values = {
+            "handle": generation * MAX_TABLES + slot,
+            "generation": generation,
+            "port": port,
+            "nsid": header.nsid,
+            "name_hash": _signed(header.name_hash),
+            "rows": header.rows,
+            "dim": header.dim,
+            "row_bytes": row_bytes,
+            "extents": self.memory.extents[slot].ctypes.data,
+            "extent_count": len(bounds) - 1,
+            "whole": self._whole(bounds, row_bytes),
+            "slice": min(SLICE, max(8, SLICE_BYTES // row_bytes)),
+            "add_cycles": -(-header.dim // settings.sum_lanes) * settings.sum_cycles,
+        }
+        table[...] = np.zeros((), table.dtype)
+        for name, value in values.items():
+            table[name] = value
+        return slot
+
+    def _whole(self, bounds: list[tuple[int, int]], row_bytes: int) -> int:
+        """1 when every row lies in one page of one extent."""
+        aligned = all((base + first) % row_bytes == 0 and first % row_bytes == 0 for first, base in bounds[:-1])
+        return int(self.page_bytes % row_bytes == 0 and aligned)
+
+    def _open(self) -> Iterator[int]:
+        yield from np.flatnonzero(self.records["handle"]).tolist()
+
+    def _slot(self, port: int, handle: int) -> int:
+        for slot in self._open():
+            if (self.records[slot]["handle"], self.records[slot]["port"]) == (handle, port):
+                return slot
+        raise TableRefused(Status.LOOKUP_NO_TABLE, f"port {port} has no open table {handle:#x}")
+
+    def close(self, port: int, handle: int) -> None:
+        """Take back one open; the last one closes the table."""
+        slot = self._slot(port, handle)
+        table = self.records[slot]
+        if table["opens"] == 1 and table["active"]:
+            raise TableRefused(Status.LOOKUP_BUSY, f"{table['active']} lookups of table {handle:#x} are unread")
+        table["opens"] -= 1
+        if not table["opens"]:
+            table["handle"] = 0
+
+    def close_port(self, port: int) -> None:
+        """A controller reset: the port's tables are closed. Its requests must have been dropped (``reset_port``)."""
+        for slot in self._open():
+            if self.records[slot]["port"] == port:
+                self.records[slot]["handle"] = 0
+
+    def close_namespace(self, nsid: int, port: int | None = None) -> None:
+        """A namespace is gone, formatted or detached (from ``port``, or from both): its tables close, and what still
+        reads them fails with Invalid Namespace."""
+        for slot in self._open():
+            table = self.records[slot]
+            if table["nsid"] == nsid and port in (None, int(table["port"])):
+                table["handle"] = 0
+                requests = self.memory.requests
+                unread = (requests["table"] == slot) & np.isin(requests["state"], (QUEUED, READING))
+                requests["status"][unread & (requests["status"] == 0)] = int(Status.INVALID_NAMESPACE)
+
+    def list(self, port: int) -> bytes:
+        """TABLE_LIST's data: the port's open tables."""
+        entries = b""
+        for slot in self._open():
+            table = self.records[slot]
+            if table["port"] == port:
+                fixed = (int(table[n]) for n in ("handle", "nsid", "rows", "dim"))
+                counts = (int(table[n]) for n in ("port", "extent_count", "opens"))
+                name = int(table["name_hash"]) % (1 << 64)
+                entries += TABLE_ENTRY.pack(TableEntry(*fixed, int(Dtype.FP32), *counts, name, bytes(24)))
+        return entries.ljust(TABLE_LIST_BYTES, b"\0")
+
+    def stats(self, port: int, handle: int) -> bytes:
+        """TABLE_STATS' data."""
+        table = self.records[self._slot(port, handle)]
+        return TABLE_STATS.pack(TableStats(*(int(table[name]) for name in _COUNTERS), bytes(56)))
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not free."""
+        return int((self.memory.requests["state"] != FREE).sum())

@@ -1,0 +1,109 @@
+"""EV-sum: adds vectors in FP32, strictly in index order, many columns at once.
+
+The order is what makes a sum equal NumPy's and PyTorch's bit for bit. LLVM may not reorder FP32 adds, and won't
+vectorise a loop over addresses that might overlap; so the adder is spelt as LLVM vectors: one accumulator in registers
+for a block of columns, one pass over the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from emucsd_firmware.lookup.state import Lookup, Request, Table
+from emucsd_wire.words import copy, fill, get_u32, jit, jit_inline
+
+_I64 = ir.IntType(64)
+
+
+def _adder(columns: int) -> Callable[[int, int, int, int], None]:
+    """(sums, rows, count, byte): sums[column] += row[column] for ``count`` rows, in order, from byte ``byte`` of each.
+
+    ``rows`` is the address of int64[count], the rows' addresses.
+    """
+    vector = ir.VectorType(ir.FloatType(), columns)
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def add(typingctx: Any, sums: Any, rows: Any, count: Any, byte: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            def at(address: Any) -> Any:
+                return builder.inttoptr(builder.add(address, args[3]), vector.as_pointer())
+
+            def load(address: Any) -> Any:
+                value = builder.load(at(address))
+                value.align = 4
+                return value
+
+            start = load(args[0])
+            before = builder.block
+            head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
+            builder.branch(head)
+            builder.position_at_end(head)
+            index, total = builder.phi(_I64), builder.phi(vector)
+            index.add_incoming(ir.Constant(_I64, 0), before)
+            total.add_incoming(start, before)
+            builder.cbranch(builder.icmp_signed("<", index, args[2]), body, done)
+            builder.position_at_end(body)
+            cell = builder.inttoptr(builder.add(args[1], builder.shl(index, ir.Constant(_I64, 3))), _I64.as_pointer())
+            total.add_incoming(builder.fadd(total, load(builder.load(cell))), body)
+            index.add_incoming(builder.add(index, ir.Constant(_I64, 1)), body)
+            builder.branch(head)
+            builder.position_at_end(done)
+            builder.store(total, at(args[0])).align = 4
+            return context.get_dummy_value()
+
+        return types.void(*(types.int64,) * 4), codegen
+
+    result: Callable[[int, int, int, int], None] = add
+    return result
+
+
+_add_64, _add_32, _add_16, _add_8, _add_1 = (_adder(columns) for columns in (64, 32, 16, 8, 1))
+
+
+@jit_inline
+def add_rows(sums: int, rows: int, count: int, dim: int) -> None:
+    """sums[0:dim] += each of the ``count`` rows whose addresses are at ``rows``, in order."""
+    byte, end = 0, 4 * dim
+    while byte + 256 <= end:
+        _add_64(sums, rows, count, byte)
+        byte += 256
+    if byte + 128 <= end:
+        _add_32(sums, rows, count, byte)
+        byte += 128
+    if byte + 64 <= end:
+        _add_16(sums, rows, count, byte)
+        byte += 64
+    if byte + 32 <= end:
+        _add_8(sums, rows, count, byte)
+        byte += 32
+    while byte < end:
+        _add_1(sums, rows, count, byte)
+        byte += 4
+
+
+@jit
+def add_slice(lookup: Lookup, request: Request, table: Table, count: int) -> None:
+    """Add the slice's ``count`` vectors, from ``request.cursor`` on, to the bags that they belong to."""
+    bag, taken = request.bag, 0
+    while taken < count:
+        end = get_u32(request.offsets, bag + 1) - request.cursor
+        if end > taken:
+            piece = min(end, count) - taken
+            add_rows(request.result + bag * table.row_bytes, lookup.rows + 8 * taken, piece, table.dim)
+            taken += piece
+        if end <= taken:
+            bag += 1
+    request.bag = bag
+
+
+@jit
+def clear(request: Request) -> None:
+    """What bags start from: zero, and the carry in the first one."""
+    fill(request.result, 0, request.result_bytes)
+    if request.carry != 0:
+        copy(request.result, request.carry, request.result_bytes // request.bags)
