@@ -166,6 +166,7 @@ class DmaFlag(IntFlag):
 
     READ = 1
     WRITE = 2
+    MMAP = 4  # newer clients say what a descriptor implies
 
 
 class UnmapFlag(IntFlag):

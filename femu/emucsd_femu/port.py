@@ -1,0 +1,45 @@
+"""What the transport needs of a drive: one port, seen from the bus. ``emucsd_firmware`` provides it.
+
+Nothing behind this border knows a socket, and nothing before it knows NVMe.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class DevicePort(Protocol):
+    """One PCIe attachment of a drive. Called from the control thread only."""
+
+    @property
+    def number(self) -> int:
+        """0 faces the host, 1 the drive's own engine."""
+
+    @property
+    def doorbell_fd(self) -> int:
+        """Shared memory of the page at BAR0 + 0x1000; the data plane watches it."""
+
+    @property
+    def admin_fd(self) -> int:
+        """An eventfd: readable when ``service`` has something to do."""
+
+    def region_read(self, region: int, offset: int, count: int) -> bytes:
+        """:raises PortError: an access that no register answers"""
+
+    def region_write(self, region: int, offset: int, data: bytes) -> None:
+        """Registers, and doorbells of clients that trap them. :raises PortError: as region_read"""
+
+    def map(self, iova: int, size: int, address: int, writable: bool) -> None:
+        """Give the data plane a range of the client's memory. :raises MemoryMapError: it can't be had"""
+
+    def unmap(self, iova: int, size: int) -> object:
+        """Take it back: when this returns, nothing touches it any more. :raises MemoryMapError: not mapped so"""
+
+    def set_vector(self, vector: int, eventfd: int | None) -> None:
+        """Choose what signals an MSI-X vector: when this returns, the old eventfd is not used any more."""
+
+    def reset(self) -> None:
+        """Controller reset: queues are gone, commands in flight are dropped. Mappings and vectors stay."""
+
+    def service(self) -> bool:
+        """Run pending admin commands. :returns: whether there were any"""
