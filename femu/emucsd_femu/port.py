@@ -17,7 +17,7 @@ class DevicePort(Protocol):
 
     @property
     def doorbell_fd(self) -> int:
-        """Shared memory of the page at BAR0 + 0x1000; the data plane watches it."""
+        """Shared memory whose last page is the one at BAR0 + 0x1000; the data plane watches it."""
 
     @property
     def admin_fd(self) -> int:
@@ -28,6 +28,9 @@ class DevicePort(Protocol):
 
     def region_write(self, region: int, offset: int, data: bytes) -> None:
         """Registers, and doorbells of clients that trap them. :raises PortError: as region_read"""
+
+    def set_trapped(self, trapped: bool) -> None:
+        """Say whether doorbells come as messages (then Doorbell Buffer Config is offered) or as stores to the page."""
 
     def map(self, iova: int, size: int, address: int, writable: bool) -> None:
         """Give the data plane a range of the client's memory. :raises MemoryMapError: it can't be had"""

@@ -255,6 +255,7 @@ class Session:
         capabilities = parse_capabilities(message.payload[VERSION.size :])
         if self.doorbells is Doorbells.AUTO:
             self.doorbells = choose_doorbells(capabilities)
+        self._port.set_trapped(self.doorbells is Doorbells.TRAPPED)
         self.state = State.READY
         log.info("port %d: client connected, doorbells %s", self._port.number, self.doorbells.value)
         fixed = VERSION.pack(Version(0, 0))

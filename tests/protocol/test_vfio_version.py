@@ -66,6 +66,7 @@ def test_short_text_gets_a_short_answer(stand: Stand) -> None:
 def test_doorbells_follow_the_client(stand: Stand, text: bytes, mapped: bool) -> None:
     """auto: QEMU's doorbells are trapped (posted writes), SPDK's and our own client's are mapped."""
     assert mappable(stand.connect(text)) is mapped
+    assert stand.port.trapped is not mapped
 
 
 @pytest.mark.parametrize(("choice", "mapped"), [(Doorbells.MAPPED, True), (Doorbells.TRAPPED, False)])

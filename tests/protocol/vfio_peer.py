@@ -55,6 +55,7 @@ class RecordingPort:
         self.maps: dict[int, tuple[int, int, bool]] = {}
         self.vectors: dict[int, int] = {}
         self.calls: list[tuple[Any, ...]] = []
+        self.trapped: bool | None = None
         self.broken = False
 
     def close(self) -> None:
@@ -72,6 +73,9 @@ class RecordingPort:
     def region_write(self, region: int, offset: int, data: bytes) -> None:
         self.calls.append(("write", region, offset, data))
         self.registers[offset : offset + len(data)] = data
+
+    def set_trapped(self, trapped: bool) -> None:
+        self.trapped = trapped
 
     def map(self, iova: int, size: int, address: int, writable: bool) -> None:
         self.calls.append(("map", iova, size, writable))
@@ -228,8 +232,8 @@ class Peer:
 class Stand:
     """A server with one recording port, and the clients of a test."""
 
-    def __init__(self, folder: Path, doorbells: Doorbells = Doorbells.AUTO) -> None:
-        self.port = RecordingPort()
+    def __init__(self, folder: Path, doorbells: Doorbells = Doorbells.AUTO, port: RecordingPort | None = None) -> None:
+        self.port = port or RecordingPort()
         self.path = folder / "port0" / "cntrl"
         self.server = Server([self.port], [self.path], doorbells)
         self.peers: list[Peer] = []
