@@ -1,0 +1,128 @@
+"""Jobs: what somebody waits for, made of any number of flash operations, and the list of those that ended.
+
+``open_job``, any number of submissions, ``close_job``; then either that said when it ended, or ``pop_done`` will.
+The list is in order of (finish, job), whatever order the channels ended them in.
+"""
+
+from __future__ import annotations
+
+from emucsd_firmware.nand.state import Nand, job_at, op_at, wide
+from emucsd_wire.words import jit, jit_inline
+
+
+@jit_inline
+def open_job(nand: Nand, job: int) -> None:
+    """Begin a job. It can't end before ``close_job``, however fast its operations are."""
+    record = job_at(nand.jobs, job)
+    record.pending = 1
+    record.finish = 0
+    record.error = 0
+
+
+@jit_inline
+def close_job(nand: Nand, job: int, now: int) -> int:
+    """All operations are submitted. :returns: the time of its end when nothing is pending, else -1: see pop_done."""
+    record = job_at(nand.jobs, job)
+    record.pending -= 1
+    if record.finish < now:
+        record.finish = now
+    return record.finish if record.pending == 0 else -1
+
+
+@jit_inline
+def job_finish(nand: Nand, job: int) -> int:
+    """When a job that ended did so."""
+    return job_at(nand.jobs, job).finish
+
+
+@jit_inline
+def pop_done(nand: Nand) -> int:
+    """The job that ended first among those that nobody has popped, or -1."""
+    number = nand.done_first
+    if number < 0:
+        return -1
+    after = wide(job_at(nand.jobs, number).next)
+    nand.done_first = after
+    if after < 0:
+        nand.done_last = -1
+    else:
+        job_at(nand.jobs, after).before = -1
+    if nand.done_hint == number:
+        nand.done_hint = -1
+    return number
+
+
+@jit_inline
+def _later(nand: Nand, number: int, job: int, finish: int) -> bool:
+    other = job_at(nand.jobs, number)
+    return other.finish > finish or (other.finish == finish and number > job)
+
+
+@jit
+def end_job(nand: Nand, number: int) -> None:
+    """Put a job into the done list. Channels end jobs in ascending order each: the search starts at the last one."""
+    job = job_at(nand.jobs, number)
+    finish = job.finish
+    before = nand.done_hint if nand.done_hint >= 0 else nand.done_last
+    while before >= 0 and _later(nand, before, number, finish):
+        before = wide(job_at(nand.jobs, before).before)
+    after = wide(job_at(nand.jobs, before).next) if before >= 0 else nand.done_first
+    while after >= 0 and not _later(nand, after, number, finish):
+        before, after = after, wide(job_at(nand.jobs, after).next)
+    job.before, job.next = before, after
+    if before < 0:
+        nand.done_first = number
+    else:
+        job_at(nand.jobs, before).next = number
+    if after < 0:
+        nand.done_last = number
+    else:
+        job_at(nand.jobs, after).before = number
+    nand.done_hint = number
+
+
+@jit_inline
+def end_operation(nand: Nand, index: int, now: int) -> None:
+    """An operation has ended: back to the pool with it, and perhaps its job with it."""
+    op = op_at(nand.ops, index)
+    number = wide(op.job)
+    op.next = nand.free
+    nand.free = index
+    nand.room += 1
+    if number >= 0:
+        job = job_at(nand.jobs, number)
+        pending = job.pending - 1
+        job.pending = pending
+        if now > job.finish:
+            job.finish = now
+        if pending == 0:
+            end_job(nand, number)
+
+
+@jit
+def abandon_job(nand: Nand, number: int) -> None:
+    """Nobody waits for it any more (its queue was deleted, the controller reset): the number may be used again.
+
+    Its operations go on in the flash. Walks the pool; not for the fast path.
+    """
+    job = job_at(nand.jobs, number)
+    place = nand.done_first
+    while place >= 0 and place != number:
+        place = wide(job_at(nand.jobs, place).next)
+    if place >= 0:
+        before, after = wide(job.before), wide(job.next)
+        if before < 0:
+            nand.done_first = after
+        else:
+            job_at(nand.jobs, before).next = after
+        if after < 0:
+            nand.done_last = before
+        else:
+            job_at(nand.jobs, after).before = before
+        if nand.done_hint == number:
+            nand.done_hint = -1
+    elif job.pending > 0:
+        for index in range(nand.pool):
+            if op_at(nand.ops, index).job == number:
+                op_at(nand.ops, index).job = -1
+    job.pending = 0

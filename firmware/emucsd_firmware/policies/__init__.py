@@ -1,0 +1,1 @@
+"""Default policies: plain Python functions, compiled with the firmware. ``emucsd_firmware.policy`` binds them."""
