@@ -31,13 +31,33 @@ _I8P = ir.IntType(8).as_pointer()
 def jit(function: F) -> F:
     """Compile for the data plane: no GIL, no Python objects, cached on disk, division as C does it."""
     compiled: F = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)(function)
-    return compiled
+    return _one_version(compiled)
 
 
 def jit_inline(function: F) -> F:
     """As ``jit``, for one-liners: LLVM is told to inline them wherever they are called."""
     compiled: F = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False, forceinline=True)(function)
+    return _one_version(compiled)
+
+
+def _one_version(compiled: Any) -> Any:
+    """Calls with constants and with narrow fields use the int64 version.
+
+    Numba would compile the function, and all that it calls, once more for each constant and each width that it is
+    called with: most of the time of a first start, for no gain, since LLVM propagates constants anyway.
+    """
+    original = compiled.get_call_template
+
+    def widened(args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
+        return original(tuple(_wide_type(a) for a in args), {name: _wide_type(a) for name, a in kws.items()})
+
+    compiled.get_call_template = widened
     return compiled
+
+
+def _wide_type(kind: Any) -> Any:
+    kind = types.unliteral(kind)
+    return types.int64 if isinstance(kind, types.Integer) and kind.bitwidth < 64 else kind
 
 
 def pointer(layout: type[T]) -> Callable[[int, int], T]:
