@@ -40,18 +40,19 @@ def jit_inline(function: F) -> F:
     return _one_version(compiled)
 
 
-def _one_version(compiled: Any) -> Any:
+def _one_version(compiled: F) -> F:
     """Calls with constants and with narrow fields use the int64 version.
 
     Numba would compile the function, and all that it calls, once more for each constant and each width that it is
     called with: most of the time of a first start, for no gain, since LLVM propagates constants anyway.
     """
-    original = compiled.get_call_template
+    dispatcher: Any = compiled
+    original = dispatcher.get_call_template
 
     def widened(args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
         return original(tuple(_wide_type(a) for a in args), {name: _wide_type(a) for name, a in kws.items()})
 
-    compiled.get_call_template = widened
+    dispatcher.get_call_template = widened
     return compiled
 
 
