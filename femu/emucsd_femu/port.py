@@ -5,7 +5,8 @@ Nothing behind this border knows a socket, and nothing before it knows NVMe.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 
 class DevicePort(Protocol):
@@ -46,3 +47,30 @@ class DevicePort(Protocol):
 
     def service(self) -> bool:
         """Run pending admin commands. :returns: whether there were any"""
+
+
+class Device(Protocol):
+    """A whole drive, as its process needs it."""
+
+    @property
+    def ports(self) -> Sequence[DevicePort]:
+        """The ports, in the order of their numbers."""
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the data plane has died, None while it lives."""
+
+    def start(self) -> None:
+        """Run the data plane in a thread of its own."""
+
+    def close(self, *, clean: bool = True) -> None:
+        """Stop; with ``clean``, flush and checkpoint first."""
+
+    def status(self) -> dict[str, Any]:
+        """What the drive is: plain values."""
+
+    def stats(self) -> dict[str, Any]:
+        """What it has done: plain values."""
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Write the map to the store while the data plane runs on. :returns: what was written"""

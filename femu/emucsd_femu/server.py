@@ -205,6 +205,7 @@ class Server:
     """The endpoints of one drive, on one loop.
 
     :param sockets: where each port listens
+    :param loop: one that others use too; its owner closes it
     :raises OSError: a socket can't be made
     """
 
@@ -215,6 +216,7 @@ class Server:
         doorbells: Doorbells = Doorbells.AUTO,
         loop: Loop | None = None,
     ) -> None:
+        self._own_loop = loop is None
         self.loop = loop or Loop()
         self.endpoints: list[Endpoint] = []
         try:
@@ -240,4 +242,5 @@ class Server:
         """Let every client go and remove the sockets."""
         while self.endpoints:
             self.endpoints.pop().close()
-        self.loop.close()
+        if self._own_loop:
+            self.loop.close()

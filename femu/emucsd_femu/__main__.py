@@ -1,0 +1,33 @@
+"""``python -m emucsd_femu serve ...`` runs a drive; ``python -m emucsd_femu qemu`` says which QEMU can attach one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+
+def _serve(arguments: Sequence[str]) -> int:
+    from emucsd_femu.process import main
+
+    return main(arguments)
+
+
+def _qemu(arguments: Sequence[str]) -> int:
+    from emucsd_femu.qemu_root import main
+
+    return main(arguments)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": _serve, "qemu": _qemu}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Hand over to the command that is named first."""
+    if not arguments or arguments[0] not in COMMANDS:
+        print(f"usage: python -m emucsd_femu {{{','.join(COMMANDS)}}} [--help | options]", file=sys.stderr)
+        return 2
+    return COMMANDS[arguments[0]](arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

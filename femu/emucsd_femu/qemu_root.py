@@ -1,0 +1,121 @@
+"""Which QEMU can attach a drive: one that is installed, else a private one unpacked from Debian backports.
+
+``vfio-user-pci`` works from QEMU 10.1.1 on (10.1.0 has a regression in it). A private QEMU runs without root, through
+the dynamic loader and the libraries of its own tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from emucsd_femu.debian import Packages, Progress, tree
+from emucsd_femu.errors import PackagesMissing, QemuMissing
+
+OLDEST = (10, 1, 1)
+_PACKAGE = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}
+_LOADER = {"x86_64": "usr/lib64/ld-linux-x86-64.so.2", "aarch64": "usr/lib/ld-linux-aarch64.so.1"}
+_VERSION = re.compile(r"version (\d+)\.(\d+)\.(\d+)")
+_SECONDS = 60
+
+
+class Qemu(NamedTuple):
+    """A QEMU that can attach drives."""
+
+    command: tuple[str, ...]  # how to call it
+    environment: dict[str, str]  # what it needs besides
+    version: tuple[int, int, int]
+    reason: str  # why this one
+
+    def __str__(self) -> str:
+        return f"QEMU {'.'.join(map(str, self.version))}: {self.reason}"
+
+
+def private_packages(target: str) -> Packages:
+    """The tree that holds a private QEMU."""
+    return Packages("qemu-root", (_PACKAGE[target],), backports=True)
+
+
+def in_tree(root: Path, target: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Command and environment of the QEMU unpacked in ``root``."""
+    libraries = root / "usr/lib" / f"{platform.machine()}-linux-gnu"
+    command = [str(root / _LOADER[platform.machine()]), "--library-path", str(libraries)]
+    command.append(str(root / f"usr/bin/qemu-system-{target}"))
+    for data in ("qemu", "seabios", "ipxe/qemu", "qemu-efi-aarch64"):
+        if (root / "usr/share" / data).is_dir():
+            command += ["-L", str(root / "usr/share" / data)]
+    return tuple(command), {"QEMU_MODULE_DIR": str(libraries / "qemu")}
+
+
+def probe(command: tuple[str, ...], environment: dict[str, str]) -> tuple[int, int, int]:
+    """Its version. :raises QemuMissing: it does not run, is too old, or lacks vfio-user-pci"""
+    name = command[0] if len(command) == 1 else command[3]
+    version_text = _ask(command, environment, "--version")
+    found = _VERSION.search(version_text)
+    if found is None:
+        raise QemuMissing(f"{name} says no version: {version_text[:100]!r}")
+    version = (int(found[1]), int(found[2]), int(found[3]))
+    if version < OLDEST:
+        raise QemuMissing(f"{name} is version {'.'.join(map(str, version))}, at least 10.1.1 is needed")
+    _ask(command, environment, "-device", "vfio-user-pci,help")
+    return version
+
+
+def _ask(command: tuple[str, ...], environment: dict[str, str], *question: str) -> str:
+    try:
+        return subprocess.run(
+            [*command, *question], env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=_SECONDS, check=True,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as problem:
+        detail = getattr(problem, "stderr", None) or problem
+        raise QemuMissing(f"{command[-1]} {' '.join(question)}: {str(detail).strip()[:300]}") from problem
+
+
+def find(target: str = "x86_64", *, build: bool = True, progress: Progress = print) -> Qemu:
+    """$EMUCSD_QEMU, else an installed one that is new enough, else a private one, made where it must be.
+
+    :param target: the machine that it emulates
+    :param build: False: do not make a private one
+    :raises QemuMissing: none can be had; says why each one was no use
+    """
+    if chosen := os.environ.get("EMUCSD_QEMU"):
+        return Qemu((chosen,), {}, probe((chosen,), {}), f"{chosen}, chosen by EMUCSD_QEMU")
+    why: list[str] = []
+    installed = shutil.which(f"qemu-system-{target}")
+    if installed is None:
+        why.append(f"no qemu-system-{target} is installed")
+    else:
+        try:
+            return Qemu((installed,), {}, probe((installed,), {}), f"{installed} is installed and new enough")
+        except QemuMissing as problem:
+            why.append(str(problem))
+    try:
+        root = tree(private_packages(target), build=build, progress=progress)
+        command, environment = in_tree(root, target)
+        return Qemu(command, environment, probe(command, environment), f"private one in {root} ({why[0]})")
+    except (PackagesMissing, QemuMissing) as problem:
+        raise QemuMissing(f"no QEMU that can attach a drive: {'; '.join(why)}; {problem}") from problem
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Find it, or make it, and say which and why."""
+    parser = argparse.ArgumentParser(prog="python -m emucsd_femu qemu", description="Find or make a QEMU for drives.")
+    parser.add_argument("--target", choices=sorted(_PACKAGE), default="x86_64")
+    parser.add_argument("--no-build", action="store_true", help="do not make a private one")
+    options = parser.parse_args(arguments)
+    try:
+        found = find(options.target, build=not options.no_build, progress=lambda text: print(text, file=sys.stderr))
+    except QemuMissing as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    print(found)
+    return 0
