@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import shutil
 from collections.abc import Generator, Iterator
@@ -10,10 +12,31 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from emucsd_firmware import build
+
 ROOT = Path(__file__).resolve().parents[1]
 ARTEFACTS = ROOT / "artefacts"
 FAILED = pytest.StashKey[bool]()
 
+
+def use_cache() -> None:
+    """One folder for all that the tests compile, under a key of all sources: see emucsd_firmware.build for why.
+
+    Drive processes inherit it; a test that starts one with policies of its own must take NUMBA_CACHE_DIR away.
+    """
+    if os.environ.get(build.CACHE_VARIABLE):
+        return
+    digest = hashlib.blake2b(build.key().encode(), digest_size=12)
+    for path in sorted((ROOT / "host").rglob("*.py")):
+        digest.update(path.read_bytes())
+    folder = build.cache_root().with_name("tests") / digest.hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    build.prune(folder.parent, folder)
+    os.environ[build.CACHE_VARIABLE] = str(folder)
+
+
+use_cache()  # before any test module imports numba
 hypothesis.settings.register_profile("emucsd", derandomize=True, deadline=None, database=None, print_blob=False)
 hypothesis.settings.load_profile("emucsd")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
+Parse = Callable[[str], Any]
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _COUNTS = {"": 1, "K": 1000, "M": 1000_000, "G": 1000_000_000}
 _TIMES = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "min": 60_000_000_000}
@@ -35,12 +37,12 @@ def seconds(text: str) -> float:
     return float(match[1]) * _TIMES[match[2] or "s"] / 1e9
 
 
-def setting(text: str) -> tuple[str, str]:
-    """`nand.read_ns=50000` -> key and value. :raises ValueError: no `=`."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+def setting(text: str) -> str:
+    """`nand.read_ns=50000`, as it is. :raises ValueError: no `key=value`"""
+    key, _, value = text.partition("=")
+    if not key.strip() or not value.strip():
         raise ValueError(f"{text!r} sets nothing: give key=value, like nand.read_ns=50000")
-    return key.strip(), value.strip()
+    return text
 
 
 def show_size(value: float) -> str:
