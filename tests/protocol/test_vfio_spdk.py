@@ -3,55 +3,20 @@
 from __future__ import annotations
 
 import mmap
-import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from emucsd_wire.nvme import Register
-from emucsd_wire.vfio_user import HEADER, REGION_INFO
-from tests.protocol.vfio_peer import STEPS, Peer, RecordingPort, Stand, memfd, open_fds
+from emucsd_wire.vfio_user import HEADER
+from tests.protocol.vfio_peer import RecordingPort, Stand, memfd, open_fds
+from tests.protocol.vfio_script import Actor, Step, parse
 
-SCRIPT = Path(__file__).parents[1] / "data" / "vfio_spdk.txt"
+SCRIPT = "vfio_spdk.txt"
 MEMORY = 0x200000
 ADMIN = "the admin queue, through the mapped page"
-
-
-class Step(NamedTuple):
-    """One exchange of the script; ``name`` alone for what happens without messages."""
-
-    name: str
-    request: bytes = b""
-    reply: tuple[int | None, ...] = ()  # None: any byte
-    sends_fd: bool = False
-    gets_fd: bool = False
-    polls: bool = False
-
-
-def parse(text: str) -> list[Step]:
-    """The script as exchanges. Its own header explains the notation."""
-    steps: list[Step] = []
-    name, words, kind = "", dict[str, list[str]](), ""
-    for line in [*text.splitlines(), "# end"]:
-        if line[:1] in "#=" and words:
-            request = [w for key in (">", ">>", ">?") for w in words.get(key, [])]
-            body = bytes.fromhex("".join(w for w in request if w[0] != "+"))
-            body += bytes(sum(int(w[1:]) for w in request if w[0] == "+"))
-            answer = "".join(w for key in ("<", "<<") for w in words.get(key, []))
-            reply = tuple(None if answer[n] == "." else int(answer[n : n + 2], 16) for n in range(0, len(answer), 2))
-            steps.append(Step(name, body, reply, ">>" in words, "<<" in words, ">?" in words))
-            words = {}
-        if line.startswith("="):
-            steps.append(Step(line[2:]))
-        elif line.startswith("#"):
-            name = line[2:]
-        elif line.strip():
-            kind = line[:2].strip() or kind
-            words.setdefault(kind, []).extend(line[2:].split())
-    return steps
 
 
 class ControllerPort(RecordingPort):
@@ -64,43 +29,14 @@ class ControllerPort(RecordingPort):
             self.registers[Register.CSTS] = (cc & 1) | (0x8 if cc >> 14 & 3 else 0)
 
 
-class Spdk:
-    """One run through the script."""
-
-    def __init__(self, stand: Stand, memory: int) -> None:
-        self.peer: Peer = stand.connect(None)
-        self.memory = memory
-        self.page: mmap.mmap | None = None
-
-    def run(self, steps: list[Step]) -> None:
-        for step in steps:
-            if step.request:
-                self._exchange(step)
-
-    def close(self) -> None:
-        if self.page is not None:
-            self.page.close()
-        self.peer.close()
-
-    def _exchange(self, step: Step) -> None:
-        for _ in range(STEPS if step.polls else 1):
-            self.peer.send_raw(step.request, (self.memory,) if step.sends_fd else ())
-            answer = self.peer.receive()
-            got = HEADER.pack(answer.header) + answer.payload
-            if len(got) == len(step.reply) and all(w in (None, g) for w, g in zip(step.reply, got, strict=True)):
-                break
-        else:
-            raise AssertionError(f"{step.name}: got {got.hex()}")
-        assert len(answer.fds) == step.gets_fd, step.name
-        for fd in answer.fds:
-            info = REGION_INFO.unpack(answer.payload)
-            self.page = mmap.mmap(fd, 4096, offset=(info.offset + 0x1000) % (1 << 64))
-            os.close(fd)
+def spdk_on(stand: Stand, memory: int) -> Actor:
+    """SPDK, about to connect."""
+    return Actor(stand.connect(None), memory)
 
 
 @pytest.fixture
 def script() -> list[Step]:
-    return parse(SCRIPT.read_text())
+    return parse(SCRIPT)
 
 
 @pytest.fixture
@@ -124,7 +60,7 @@ def test_attach_and_detach_byte_for_byte(stand: Stand, script: list[Step]) -> No
     with memfd(MEMORY) as memory:
         before = open_fds()
         for _ in range(2):
-            spdk = Spdk(stand, memory)
+            spdk = spdk_on(stand, memory)
             spdk.run(script)
             assert stand.port.maps == {}
             spdk.close()
@@ -139,13 +75,13 @@ def test_killed_anywhere_the_next_client_is_healthy(stand: Stand, script: list[S
     messages = [step for step in script if step.request]
     with memfd(MEMORY) as memory:
         before = open_fds()
-        spdk = Spdk(stand, memory)
+        spdk = spdk_on(stand, memory)
         spdk.run(messages[:cut])
         spdk.close()
         stand.server.run_once(0)
         assert stand.port.maps == {}
         assert stand.port.calls[-1] == ("reset",) or stand.port.calls[-2][0] == "reset"
-        again = Spdk(stand, memory)
+        again = spdk_on(stand, memory)
         again.run(script)
         again.close()
         stand.server.run_once(0)
@@ -155,7 +91,7 @@ def test_killed_anywhere_the_next_client_is_healthy(stand: Stand, script: list[S
 def test_doorbells_are_stores_to_the_page(stand: Stand, script: list[Step]) -> None:
     """At the point where SPDK rings its admin queue, it holds the very page that the drive watches."""
     with memfd(MEMORY) as memory:
-        spdk = Spdk(stand, memory)
+        spdk = spdk_on(stand, memory)
         spdk.run(script[: [step.name for step in script].index(ADMIN)])
         assert spdk.page is not None
         calls = len(stand.port.calls)
