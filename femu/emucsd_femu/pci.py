@@ -16,6 +16,7 @@ from emucsd_wire.vfio_user import REGIONS, Region
 
 BAR0_BYTES = 0x4000
 DOORBELL_PAGE = 0x1000  # offset in BAR0, one page long
+USED_BYTES = 0x2000  # of BAR0; SPDK's own target has 16 KiB as well, what is behind reads as zero
 CONFIG_BYTES = 4096  # 256 would make QEMU show a conventional PCI device
 MSIX_BYTES = 4096
 VECTORS = 65  # the admin queue's and one for each I/O queue

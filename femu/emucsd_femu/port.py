@@ -12,6 +12,9 @@ from typing import Any, Protocol
 class DevicePort(Protocol):
     """One PCIe attachment of a drive. Called from the control thread only."""
 
+    trapped: bool
+    """Whether doorbells come as messages (then Doorbell Buffer Config is offered), not as stores to the page."""
+
     @property
     def number(self) -> int:
         """0 faces the host, 1 the drive's own engine."""
@@ -29,9 +32,6 @@ class DevicePort(Protocol):
 
     def region_write(self, region: int, offset: int, data: bytes) -> None:
         """Registers, and doorbells of clients that trap them. :raises PortError: as region_read"""
-
-    def set_trapped(self, trapped: bool) -> None:
-        """Say whether doorbells come as messages (then Doorbell Buffer Config is offered) or as stores to the page."""
 
     def map(self, iova: int, size: int, address: int, writable: bool) -> None:
         """Give the data plane a range of the client's memory. :raises MemoryMapError: it can't be had"""
@@ -72,5 +72,5 @@ class Device(Protocol):
     def stats(self) -> dict[str, Any]:
         """What it has done: plain values."""
 
-    def checkpoint(self) -> dict[str, Any]:
-        """Write the map to the store while the data plane runs on. :returns: what was written"""
+    def checkpoint(self) -> None:
+        """Write the map to the store while the data plane runs on. :raises StoreError: it can't be written"""

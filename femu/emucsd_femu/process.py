@@ -156,7 +156,7 @@ class DriveProcess:
         answers: dict[type[control.Request], control.Answer] = {
             control.Status: lambda _: self.status(),
             control.Stats: lambda _: drive.stats(),
-            control.Checkpoint: lambda _: drive.checkpoint(),
+            control.Checkpoint: lambda _: self.checkpoint(),
             control.Stop: lambda _: self.stop(),
         }
         sockets = [paths.port_socket(runtime, port.number) for port in drive.ports]
@@ -176,6 +176,12 @@ class DriveProcess:
             "ports": [endpoint.status() for endpoint in self._server.endpoints],
             "drive": self.drive.status(),
         }
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Write the map now. :raises FirmwareError: it can't be"""
+        begun = time.monotonic()
+        self.drive.checkpoint()
+        return {"seconds": round(time.monotonic() - begun, 6)}
 
     def stop(self) -> dict[str, Any]:
         """Leave the loop after what is in hand."""

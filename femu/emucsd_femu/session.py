@@ -21,7 +21,7 @@ from emucsd_femu.dma import DmaTable
 from emucsd_femu.errors import ConnectionLost, MessageError
 from emucsd_femu.interrupts import Interrupts, irq_count
 from emucsd_femu.messages import Channel, Message
-from emucsd_femu.pci import DOORBELL_PAGE, ConfigSpace, region_bytes
+from emucsd_femu.pci import DOORBELL_PAGE, USED_BYTES, ConfigSpace, region_bytes
 from emucsd_femu.port import DevicePort
 from emucsd_firmware.errors import FirmwareError
 from emucsd_wire.layout import Codec
@@ -255,7 +255,7 @@ class Session:
         capabilities = parse_capabilities(message.payload[VERSION.size :])
         if self.doorbells is Doorbells.AUTO:
             self.doorbells = choose_doorbells(capabilities)
-        self._port.set_trapped(self.doorbells is Doorbells.TRAPPED)
+        self._port.trapped = self.doorbells is Doorbells.TRAPPED
         self.state = State.READY
         log.info("port %d: client connected, doorbells %s", self._port.number, self.doorbells.value)
         fixed = VERSION.pack(Version(0, 0))
@@ -356,15 +356,15 @@ class Session:
 
     def _read(self, access: RegionAccess) -> bytes:
         _check_access(access)
-        if access.region == Region.BAR0:
+        if access.region == Region.BAR0 and access.offset < USED_BYTES:
             return self._port.region_read(Region.BAR0, access.offset, access.length)
         if access.region == Region.CONFIG:
             return self._config.read(access.offset, access.length)
-        return bytes(access.length)  # MSI-X: clients keep the table themselves, and nothing is ever pending
+        return bytes(access.length)  # MSI-X: clients keep the table themselves, and nothing is ever pending; reserved
 
     def _write(self, access: RegionAccess, data: bytes) -> None:
         _check_access(access)
-        if access.region == Region.BAR0:
+        if access.region == Region.BAR0 and access.offset < USED_BYTES:
             self._port.region_write(Region.BAR0, access.offset, data)
         elif access.region == Region.CONFIG and self._config.write(access.offset, data):
             log.info("port %d: function level reset", self._port.number)

@@ -128,6 +128,13 @@ def test_a_port_that_refuses_is_an_errno(stand: Stand, peer: Peer) -> None:
     assert peer.read(Region.BAR0, 0, 4) == bytes(4)
 
 
+def test_reserved_part_of_bar0(stand: Stand, peer: Peer) -> None:
+    """Behind the doorbell page BAR0 reads as zero and swallows writes; the port is not asked."""
+    assert peer.write(Region.BAR0, 0x2000, b"\xff" * 4) == 0
+    assert peer.read(Region.BAR0, 0x3FF8, 8) == bytes(8)
+    assert stand.port.calls == []
+
+
 def test_posted_writes_are_not_answered(stand: Stand) -> None:
     """No_reply: many doorbell writes in a row, no reply to any, all of them in order; errors stay silent too."""
     peer = stand.connect(QEMU_JSON)

@@ -55,7 +55,7 @@ class RecordingPort:
         self.maps: dict[int, tuple[int, int, bool]] = {}
         self.vectors: dict[int, int] = {}
         self.calls: list[tuple[Any, ...]] = []
-        self.trapped: bool | None = None
+        self.trapped = False
         self.broken = False
 
     def close(self) -> None:
@@ -73,9 +73,6 @@ class RecordingPort:
     def region_write(self, region: int, offset: int, data: bytes) -> None:
         self.calls.append(("write", region, offset, data))
         self.registers[offset : offset + len(data)] = data
-
-    def set_trapped(self, trapped: bool) -> None:
-        self.trapped = trapped
 
     def map(self, iova: int, size: int, address: int, writable: bool) -> None:
         self.calls.append(("map", iova, size, writable))
