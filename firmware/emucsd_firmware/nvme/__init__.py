@@ -1,0 +1,1 @@
+"""The drive's NVMe front: commands of the data path (``dispatch``) and of the control plane (``admin``)."""
