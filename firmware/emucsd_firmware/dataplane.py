@@ -7,7 +7,7 @@ A round is: take over doorbells, let fetched commands act, run what is due, retr
 from __future__ import annotations
 
 from emucsd_firmware.clock import NEVER, REAL, due, pop, push
-from emucsd_firmware.ftl.gc import background
+from emucsd_firmware.ftl.gc import background, next_background, on_job
 from emucsd_firmware.ftl.mapping import prefetch_page
 from emucsd_firmware.nand.timing import advance, close_job, job_finish, next_event, open_job, pop_done
 from emucsd_firmware.nvme.commands import (
@@ -24,7 +24,8 @@ from emucsd_firmware.nvme.commands import (
     take,
 )
 from emucsd_firmware.lookup.requests import job_done, pump
-from emucsd_firmware.nvme.dispatch import execute, incoming_bytes, peek_lpn
+from emucsd_firmware.lookup.state import REQUESTS
+from emucsd_firmware.nvme.dispatch import execute, incoming_bytes, peek_lpn, touched_bytes
 from emucsd_firmware.nvme.lookups import PARKED, next_answered
 from emucsd_firmware.nvme.queues import QUEUES, PortState, arm, cq_at, interrupt, read_tail, refresh_tail, sq_at
 from emucsd_firmware.state import DriveState, drive_at, port_of
@@ -51,6 +52,7 @@ YIELD_EVERY = 64
 CLOCK_EVERY = 255  # a drive without delays reads the clock once in so many (+ 1) rounds
 UNKNOWN_HOST_POLL_NS = 500_000  # a host that cannot wake us rings a mapped page: look at it this often
 IDLE_NS = 1_000_000_000
+RETRY_NS = 1_000_000
 WAKE_EARLY_NS = 80_000  # a sleep ends this much before the next event is due
 
 # ClockWords, as indexes of 64-bit words
@@ -97,14 +99,16 @@ def fetch(drive: DriveState, port: PortState, qid: int) -> int:
     # completing one pushes it back over them, so they are copied out before anything acts
     for index in range(count):
         put_i64(drive.batch, index, get_i64(drive.commands.free, top - 1 - index))
+    free = port.bypass != 0 or drive.costs.free != 0
     for index in range(count):
         slot = get_i64(drive.batch, index)
-        sqe = sqe_at(drive.commands.sqes, slot)
-        arrival = front_end(drive.costs, port, now, incoming_bytes(port, sqe))
-        if arrival <= now:
+        if free:
             act(drive, slot)
-        else:
-            push(drive.clock, arrival, 2 * slot + EXECUTE)
+            continue
+        sqe = sqe_at(drive.commands.sqes, slot)
+        pages = (touched_bytes(port, sqe) + drive.ftl.page_bytes - 1) >> drive.ftl.page_shift
+        arrival = front_end(drive.costs, port, now, pages, incoming_bytes(port, sqe))
+        push(drive.clock, arrival, 2 * slot + EXECUTE)
     return count
 
 
@@ -135,8 +139,10 @@ def reap(drive: DriveState) -> None:
         when = job_finish(drive.nand, job)
         if job < SLOTS:
             answer(drive, job, when)
-        else:
+        elif job < SLOTS + REQUESTS:
             job_done(drive.lookup, job, when)
+        else:
+            on_job(drive.ftl, drive.nand, job, when)
     while True:
         slot = next_answered(drive)
         if slot < 0:
@@ -153,7 +159,13 @@ def answer(drive: DriveState, slot: int, when: int) -> None:
 @jit_inline
 def next_due(drive: DriveState) -> int:
     """When anything happens next, NEVER if nothing will."""
-    return min(due(drive.clock), next_event(drive.nand), drive.lookup.wake)
+    return min(due(drive.clock), next_event(drive.nand), drive.lookup.wake, idle_due(drive))
+
+
+@jit_inline
+def idle_due(drive: DriveState) -> int:
+    """When the FTL wants to work by itself; not at once again after a time when it could not."""
+    return max(next_background(drive.ftl), drive.idle_after)
 
 
 @jit
@@ -165,7 +177,7 @@ def run_until(drive: DriveState, until: int) -> int:
     moments = 0
     clock = drive.clock
     while True:
-        others = min(due(clock), drive.lookup.wake)
+        others = min(due(clock), drive.lookup.wake, idle_due(drive))
         flash = next_event(drive.nand)
         when = min(others, flash)
         if when > until:
@@ -179,8 +191,10 @@ def run_until(drive: DriveState, until: int) -> int:
         elif drive.lookup.wake <= others:
             pump(drive.lookup, drive.ftl, drive.nand, when)
             reap(drive)
-        else:
+        elif due(clock) <= others:
             _run_token(drive, pop(clock))
+        elif background(drive.ftl, drive.nand, when) == 0:
+            drive.idle_after = when + RETRY_NS
 
 
 @jit
@@ -392,6 +406,7 @@ def run(address: int) -> int:
         relax()
         if idle < SPINS:
             if idle % YIELD_EVERY == 0:
+                background(drive.ftl, drive.nand, drive.clock.now)
                 yield_core()
             continue
         if background(drive.ftl, drive.nand, drive.clock.now) != 0 and drive.clock.mode == REAL:

@@ -23,6 +23,8 @@ class DriveState(State):
     instant: I64  # 1 when nothing in this drive takes modelled time
     scratch: I64  # address of two flash pages: Copy's data, and range lists
     batch: I64  # address of BURST slot numbers
+    refused: I64  # status that every I/O command gets, 0 for none
+    idle_after: I64  # the FTL's own work waits until this time
     rounds: I64
     sleeps: I64
     clock: Clock

@@ -119,12 +119,10 @@ def link_time(costs: Costs, count: int) -> int:
 
 
 @jit
-def front_end(costs: Costs, port: PortState, now: int, incoming: int) -> int:
+def front_end(costs: Costs, port: PortState, now: int, pages: int, incoming: int) -> int:
     """When a fetched command may act: doorbell and entry over the link, the controller's turn, then its data."""
-    if port.bypass != 0 or costs.free != 0:
-        return now
     start = max(now + costs.link_delay_ns, port.front_end_free)
-    port.front_end_free = start + costs.command_ns
+    port.front_end_free = start + costs.command_ns + pages * costs.page_ns
     arrival = port.front_end_free
     if incoming > 0:
         port.link_in_free = max(arrival, port.link_in_free) + link_time(costs, incoming)

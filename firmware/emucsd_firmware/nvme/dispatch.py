@@ -48,13 +48,20 @@ def peek_lpn(port: PortState, sqe: Sqe) -> int:
 
 
 @jit
+def touched_bytes(port: PortState, sqe: Sqe) -> int:
+    """Bytes of the namespace that a read or write is about: the controller handles each of their pages."""
+    opcode, nsid = np.int64(sqe.opcode), np.int64(sqe.nsid)
+    if (opcode != _READ and opcode != _WRITE and opcode != _COMPARE) or nsid < 1 or nsid > NAMESPACES:
+        return 0
+    return block_count(sqe) << namespace_at(port.namespaces, nsid).lba_shift
+
+
+@jit
 def incoming_bytes(port: PortState, sqe: Sqe) -> int:
     """Bytes that a command brings over the link before it can act."""
-    opcode, nsid = np.int64(sqe.opcode), np.int64(sqe.nsid)
+    opcode = np.int64(sqe.opcode)
     if opcode == _WRITE or opcode == _COMPARE:
-        if nsid < 1 or nsid > NAMESPACES:
-            return 0
-        return block_count(sqe) << namespace_at(port.namespaces, nsid).lba_shift
+        return touched_bytes(port, sqe)
     if opcode == _SEND:
         return min(np.int64(sqe.cdw12), nvme.MAX_TRANSFER)
     if opcode == _DSM:
@@ -68,6 +75,8 @@ def incoming_bytes(port: PortState, sqe: Sqe) -> int:
 def execute(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     """Run one I/O command. :returns: its status, or PARKED when a lookup completes it later"""
     opcode = command.opcode
+    if drive.refused != 0:
+        return drive.refused  # a sanitize operation runs or has failed, a format is under way
     if np.int64(sqe.flags) & _FUSE != 0:
         return _INVALID_FIELD  # fused operations are not offered (Identify Controller FUSES = 0)
     if opcode == _FLUSH:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from emucsd_firmware.ftl.mapping import read_page, submit_read
-from emucsd_firmware.ftl.write import bad_mask, commit_write, flush, mark_bad, prepare_write
+from emucsd_firmware.ftl.write import WHEN_DONE, bad_mask, commit_write, flush, mark_bad, prepare_write
 from emucsd_firmware.memory import gather, matches, scatter
 from emucsd_firmware.nand.timing import BLOCK
 from emucsd_firmware.nvme.commands import Command
@@ -18,7 +18,7 @@ from emucsd_firmware.nvme.queues import NAMESPACES, NamespaceState, PortState, n
 from emucsd_firmware.state import DriveState
 from emucsd_wire import nvme
 from emucsd_wire.nvme import MAX_TRANSFER, Sqe
-from emucsd_wire.words import jit, jit_inline
+from emucsd_wire.words import fill, jit, jit_inline
 
 _INVALID_NAMESPACE = int(nvme.Status.INVALID_NAMESPACE)
 _INVALID_FIELD = int(nvme.Status.INVALID_FIELD)
@@ -30,7 +30,6 @@ _NSID_ALL = nvme.NSID_ALL
 
 _FUA = 1 << 30
 _DEALLOCATE = 1 << 25
-WHEN_DONE = -1  # what commit_write says when a write completes with its job
 
 
 @jit_inline
@@ -165,7 +164,7 @@ def write_pages(
         if host != 0:
             gather(drive.transfer, image + offset, piece)
         else:
-            _zero(image + offset, piece)
+            fill(image + offset, 0, piece)
         status = finish_page(drive, space, slot, command, lpn, offset, piece, fua)
         if status != 0:
             return status
@@ -181,18 +180,13 @@ def finish_page(
 ) -> int:
     """Publish a prepared page; blocks of it that were marked uncorrectable and are written now are good again."""
     ftl = drive.ftl
-    if ftl.marked_pages != 0 and bad_mask(ftl, lpn) != 0:
+    if ftl.image_bad != 0:
         mark_bad(ftl, lpn, offset >> space.lba_shift, piece >> space.lba_shift, 0)
     early = commit_write(ftl, drive.nand, drive.clock.now, slot, lpn, fua)
     if early < WHEN_DONE:
         return -early
     command.ready = max(command.ready, early)
     return 0
-
-
-@jit_inline
-def _zero(address: int, count: int) -> None:
-    fill(address, 0, count)
 
 
 @jit
