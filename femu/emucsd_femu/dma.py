@@ -1,8 +1,8 @@
 """A client's memory: what DMA_MAP brought, mapped into this process and given to a port.
 
 Ranges without a descriptor (ROM, QEMU's own view of a mapped BAR page) are remembered, so that their unmapping
-matches, and never used. The file must be long enough for the range: a shorter one would map and then kill whoever
-touches it.
+matches, and never used. The file must be long enough for the range: a shorter one would map and then raise SIGBUS in
+whoever touches it; a file that is cut later is the memory guard's business.
 """
 
 from __future__ import annotations
@@ -15,16 +15,11 @@ import os
 from typing import NamedTuple
 
 from emucsd_femu.errors import MessageError
+from emucsd_femu.memory_guard import MAP_FAILED, MemoryGuard, libc
 from emucsd_femu.port import DevicePort
 from emucsd_firmware.errors import MemoryMapError
 from emucsd_wire.vfio_user import MAX_MAPS, DmaFlag, DmaMap, DmaUnmap, UnmapFlag
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_libc.munmap.restype = ctypes.c_int
-_MAP_FAILED = ctypes.c_void_p(-1).value
 _MAP_NORESERVE = 0x4000
 _KNOWN_FLAGS = int(DmaFlag.READ | DmaFlag.WRITE | DmaFlag.MMAP)
 _LIMIT = 1 << 63  # the data plane's addresses are signed
@@ -44,8 +39,8 @@ def _map_file(fd: int, offset: int, size: int, *, writable: bool) -> int:
     if offset + size > length:
         raise MessageError(errno.EINVAL, f"file of {length:#x} bytes is shorter than {offset:#x}+{size:#x}")
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    address = _libc.mmap(None, size, protection, mmap.MAP_SHARED | _MAP_NORESERVE, fd, offset)
-    if address in (None, _MAP_FAILED):
+    address = libc.mmap(None, size, protection, mmap.MAP_SHARED | _MAP_NORESERVE, fd, offset)
+    if address in (None, MAP_FAILED):
         problem = ctypes.get_errno()
         raise MessageError(problem or errno.EIO, f"mmap of {offset:#x}+{size:#x}: {os.strerror(problem)}")
     return int(address)
@@ -54,8 +49,9 @@ def _map_file(fd: int, offset: int, size: int, *, writable: bool) -> int:
 class DmaTable:
     """All ranges of one client, on one port."""
 
-    def __init__(self, port: DevicePort) -> None:
+    def __init__(self, port: DevicePort, guard: MemoryGuard | None = None) -> None:
         self._port = port
+        self._guard = guard
         self._ranges: list[Range] = []  # sorted, never overlapping
 
     def __len__(self) -> int:
@@ -64,6 +60,11 @@ class DmaTable:
     @property
     def mapped_bytes(self) -> int:
         return sum(r.size for r in self._ranges if r.address)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the client cut a file that it had lent."""
+        return self._guard is not None and any(r.address in self._guard.lost for r in self._ranges)
 
     def map(self, request: DmaMap, fds: list[int]) -> None:
         """DMA_MAP. The descriptor stays the caller's. :raises MessageError: nothing was mapped"""
@@ -81,10 +82,12 @@ class DmaTable:
         if fds and request.flags & DmaFlag.READ:
             writable = bool(request.flags & DmaFlag.WRITE)
             address = _map_file(fds[0], request.offset, request.size, writable=writable)
+            if self._guard is not None:
+                self._guard.add(address, request.size)
             try:
                 self._port.map(request.address, request.size, address, writable)
             except MemoryMapError as problem:
-                _libc.munmap(address, request.size)
+                self._release(address, request.size)
                 raise MessageError(errno.EINVAL, str(problem)) from problem
         bisect.insort(self._ranges, Range(request.address, request.size, address))
 
@@ -123,4 +126,9 @@ class DmaTable:
         del self._ranges[bisect.bisect_left(self._ranges, gone)]
         if gone.address:
             self._port.unmap(gone.iova, gone.size)
-            _libc.munmap(gone.address, gone.size)
+            self._release(gone.address, gone.size)
+
+    def _release(self, address: int, size: int) -> None:
+        if self._guard is not None:
+            self._guard.remove(address)
+        libc.munmap(address, size)

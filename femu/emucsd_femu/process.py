@@ -26,6 +26,7 @@ from typing import IO, Any
 from emucsd_femu import control
 from emucsd_femu.control import ControlServer
 from emucsd_femu.errors import DriveRunning, FemuError, SettingsError
+from emucsd_femu.memory_guard import MemoryGuard
 from emucsd_femu.port import Device
 from emucsd_femu.server import Loop, Server
 from emucsd_femu.settings import Settings, parse
@@ -160,7 +161,9 @@ class DriveProcess:
             control.Stop: lambda _: self.stop(),
         }
         sockets = [paths.port_socket(runtime, port.number) for port in drive.ports]
-        self._server = Server(list(drive.ports), sockets, settings.doorbells, loop)
+        guard = MemoryGuard()
+        stack.callback(guard.close)
+        self._server = Server(list(drive.ports), sockets, settings.doorbells, loop, guard)
         stack.callback(self._server.close)
         stack.callback(ControlServer(loop, paths.control_socket(runtime), answers).close)
         if settings.lifeline_fd is not None:

@@ -7,6 +7,7 @@ for the next event, and nothing that a client sends leaves it as an exception.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import selectors
@@ -19,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from emucsd_femu.errors import ConnectionLost, MessageError
+from emucsd_femu.memory_guard import MemoryGuard
 from emucsd_femu.messages import Channel
 from emucsd_femu.pci import ConfigSpace
 from emucsd_femu.port import DevicePort
@@ -27,6 +29,8 @@ from emucsd_wire.paths import check_socket
 
 log = logging.getLogger(__name__)
 
+# a client that could cut the doorbell page would end whoever watches it
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _WAITING_LIMIT = 8  # clients of a busy port that may be waiting for their refusal
 
 
@@ -104,7 +108,9 @@ class Refusal:
 class Endpoint:
     """One port's socket: SPDK's chain of transport, endpoint, controller begins here."""
 
-    def __init__(self, loop: Loop, port: DevicePort, path: Path, doorbells: Doorbells) -> None:
+    def __init__(
+        self, loop: Loop, port: DevicePort, path: Path, doorbells: Doorbells, guard: MemoryGuard | None = None
+    ) -> None:
         self.path = path
         self.session: Session | None = None
         self.connections = 0
@@ -112,8 +118,11 @@ class Endpoint:
         self._loop = loop
         self._port = port
         self._doorbells = doorbells
+        self._guard = guard
         self._config = ConfigSpace()
         self._waiting: dict[int, Refusal] = {}
+        with contextlib.suppress(OSError):  # sealed already, or no memfd
+            fcntl.fcntl(port.doorbell_fd, fcntl.F_ADD_SEALS, _SEALS)
         self._listener = listen(path)
         loop.add(self._listener.fileno(), self._accept)
         loop.add(port.admin_fd, self._service)
@@ -139,6 +148,12 @@ class Endpoint:
             "turned_away": self.turned_away,
         }
 
+    def check_memory(self) -> None:
+        """Send the client away if it cut the memory that it had lent."""
+        if self.session is not None and self.session.memory_lost:
+            log.error("port %d: the client cut a file that it had lent as memory; closing", self._port.number)
+            self._drop()
+
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
@@ -151,7 +166,7 @@ class Endpoint:
             self._turn_away(connection)
             return
         self.connections += 1
-        session = Session(Channel(connection), self._port, self._config, self._doorbells)
+        session = Session(Channel(connection), self._port, self._config, self._doorbells, self._guard)
         self.session = session
         self._loop.add(connection.fileno(), self._pump)
 
@@ -206,6 +221,7 @@ class Server:
 
     :param sockets: where each port listens
     :param loop: one that others use too; its owner closes it
+    :param guard: protects against clients that cut their memory; its owner closes it
     :raises OSError: a socket can't be made
     """
 
@@ -215,13 +231,17 @@ class Server:
         sockets: list[Path],
         doorbells: Doorbells = Doorbells.AUTO,
         loop: Loop | None = None,
+        guard: MemoryGuard | None = None,
     ) -> None:
         self._own_loop = loop is None
         self.loop = loop or Loop()
         self.endpoints: list[Endpoint] = []
+        self._guard = guard
         try:
             for port, path in zip(ports, sockets, strict=True):
-                self.endpoints.append(Endpoint(self.loop, port, path, doorbells))
+                self.endpoints.append(Endpoint(self.loop, port, path, doorbells, guard))
+            if guard is not None:
+                self.loop.add(guard.fd, self._memory_lost)
         except BaseException:
             self.close()
             raise
@@ -238,9 +258,18 @@ class Server:
         """One step of the loop. :returns: whether anything was ready"""
         return self.loop.run_once(timeout)
 
+    def _memory_lost(self) -> None:
+        if self._guard is not None:
+            os.eventfd_read(self._guard.fd)
+            for endpoint in self.endpoints:
+                endpoint.check_memory()
+
     def close(self) -> None:
         """Let every client go and remove the sockets."""
         while self.endpoints:
             self.endpoints.pop().close()
+        if self._guard is not None:
+            self.loop.remove(self._guard.fd)
+            self._guard = None
         if self._own_loop:
             self.loop.close()

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from emucsd_femu.dma import DmaTable
 from emucsd_femu.errors import ConnectionLost, MessageError
 from emucsd_femu.interrupts import Interrupts, irq_count
+from emucsd_femu.memory_guard import MemoryGuard
 from emucsd_femu.messages import Channel, Message
 from emucsd_femu.pci import DOORBELL_PAGE, USED_BYTES, ConfigSpace, region_bytes
 from emucsd_femu.port import DevicePort
@@ -131,7 +132,14 @@ def choose_doorbells(capabilities: dict[str, Any] | None) -> Doorbells:
 class Session:
     """One connection to one port. Its owner calls ``pump`` when the socket is ready, and ``close`` at the end."""
 
-    def __init__(self, channel: Channel, port: DevicePort, config: ConfigSpace, doorbells: Doorbells) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        port: DevicePort,
+        config: ConfigSpace,
+        doorbells: Doorbells,
+        guard: MemoryGuard | None = None,
+    ) -> None:
         self.channel = channel
         self.state = State.NEW
         self.doorbells = doorbells
@@ -139,7 +147,7 @@ class Session:
         self.refused = 0
         self._port = port
         self._config = config
-        self._dma = DmaTable(port)
+        self._dma = DmaTable(port, guard)
         self._interrupts = Interrupts(port)
         self._answers: dict[int, Callable[[Message], Reply]] = {
             Command.VERSION: self._version,
@@ -186,6 +194,11 @@ class Session:
                 Exception
             ):  # our own bug: the other steps still matter, or the next client inherits this one's memory
                 log.exception("port %d: %s failed while a client was let go", self._port.number, step.__qualname__)
+
+    @property
+    def memory_lost(self) -> bool:
+        """Whether the client cut the memory that it had lent."""
+        return self._dma.lost
 
     def status(self) -> dict[str, Any]:
         """For the control API."""
