@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,8 @@ AMAZON = Zipf(1.12, 300.0)
 CRITEO = Zipf(1.05, 0.0)
 
 
-class Bags(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Bags:
     """Bag ``b`` is ``indices[offsets[b]:offsets[b + 1]]``; len(offsets) is the number of bags + 1."""
 
     indices: NDArray[np.int64]

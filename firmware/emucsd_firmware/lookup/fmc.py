@@ -7,19 +7,46 @@ there too is the scheduling policy's, in ``nand``.
 
 from __future__ import annotations
 
-from emucsd_firmware.ftl.mapping import UNMAPPED, location, prefetch_page, read_page, submit_read
+from emucsd_firmware.ftl.mapping import UNMAPPED, bad_mask, location, prefetch_page, read_page, submit_read
 from emucsd_firmware.ftl.state import Ftl
-from emucsd_firmware.lookup.state import ROW_BYTES, Lookup, Request, Table, extent_at
+from emucsd_firmware.lookup.state import ROW_BYTES, Lookup, Request, Table, extent_at, request_at
 from emucsd_firmware.lookup.translator import extent_end, extent_of
-from emucsd_firmware.nand.timing import LOOKUP, Nand
-from emucsd_wire.words import copy, fill, get_i64, jit, jit_inline, prefetch, put_i64
+from emucsd_firmware.nand.state import LOOKUP, Nand, job_at
+from emucsd_firmware.nand.timing import next_event
+from emucsd_wire.nvme import Status
+from emucsd_wire.words import copy, fill, get_i64, jit, prefetch, put_i64
 
 LINE = 64
+_UNRECOVERED = int(Status.UNRECOVERED_READ)
 
 
-@jit_inline
-def _count(table: Table, where: int, nbytes: int) -> None:
-    """Account for one read: ``where`` is a physical page, or why there was none to read."""
+@jit
+def path_room(lookup: Lookup, nand: Nand) -> int:
+    """Reads that may go out: places of the path buffer that no read holds, and the NAND model's own room."""
+    room, number = lookup.path_buffer, lookup.reading
+    while number >= 0:
+        room -= job_at(nand.jobs, lookup.first_job + number).pending
+        number = request_at(lookup.requests, number).below
+    return min(room, nand.room)
+
+
+@jit
+def room_again(lookup: Lookup, nand: Nand, now: int, request: Request, table: Table, room: int) -> int:
+    """A time by which the path buffer cannot yet have run dry: to look at it at every event would be waste.
+
+    Reads leave over the channels, so that many places need at least that much bus time.
+    """
+    nbytes = (1 << lookup.page_shift) if request.grain != 0 else table.row_bytes
+    bus_ns = (lookup.refill - room) * nbytes * nand.transfer_ns // (4096 * nand.channel_count)
+    return max(now + bus_ns, next_event(nand))
+
+
+@jit
+def _read(
+    ftl: Ftl, nand: Nand, now: int, table: Table, lpn: int, inside: int, count: int, nbytes: int, job: int
+) -> int:
+    """Send out one read, of ``count`` bytes at ``inside`` the page. 0, or Unrecovered Read Error."""
+    where = location(ftl, lpn)
     if where >= 0:
         table.flash_reads += 1
         table.flash_bytes += nbytes
@@ -27,6 +54,20 @@ def _count(table: Table, where: int, nbytes: int) -> None:
         table.unwritten += 1
     else:
         table.buffered += 1
+    status = submit_read(ftl, nand, now, LOOKUP, lpn, nbytes, job)
+    if status == 0 and ftl.marked_pages != 0 and _marked(ftl, table, lpn, inside, count):
+        return _UNRECOVERED
+    return status
+
+
+@jit
+def _marked(ftl: Ftl, table: Table, lpn: int, inside: int, count: int) -> bool:
+    """Whether one of the logical blocks under these bytes was marked uncorrectable."""
+    mask = bad_mask(ftl, lpn)
+    for block in range(inside >> table.lba_shift, ((inside + count - 1) >> table.lba_shift) + 1):
+        if (mask >> block) & 1 != 0:
+            return True
+    return False
 
 
 @jit
@@ -44,8 +85,7 @@ def _gather(
         lpn, inside = place >> lookup.page_shift, place & (page_bytes - 1)
         piece = min(page_bytes - inside, extent_end(table, extent) - byte, end - byte)
         nbytes = page_bytes if request.grain != 0 else piece
-        _count(table, location(ftl, lpn), nbytes)
-        status = submit_read(ftl, nand, now, LOOKUP, lpn, nbytes, job)
+        status = _read(ftl, nand, now, table, lpn, inside, piece, nbytes, job)
         if status != 0:
             return status
         page = read_page(ftl, lpn)
@@ -63,6 +103,8 @@ def _gather(
 def read_vectors(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Request, table: Table, count: int) -> int:
     """Send out the reads of the slice's vectors and fill ``lookup.rows`` with where their bytes are.
 
+    A read reaches its die when the translator, which starts with the slice at ``now``, is done with its index.
+
     :returns: ``count``, or less when the next vector cannot be read: ``request.status`` says why
     """
     shift, width, job = lookup.page_shift, table.row_bytes, lookup.first_job + request.number
@@ -70,19 +112,21 @@ def read_vectors(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Reques
     nbytes = mask + 1 if request.grain != 0 else width
     for index in range(count):
         prefetch_page(ftl, get_i64(lookup.places, index) >> shift)
+    step_ps, picoseconds = lookup.translate_cycles * lookup.cycle_ps, 0
     for index in range(count):
+        picoseconds += step_ps
+        arrival = now + (picoseconds + 999) // 1000
         place = get_i64(lookup.places, index)
         if place < 0:
             row = lookup.pieces + index * ROW_BYTES
-            status = _gather(lookup, ftl, nand, now, request, table, -1 - place, row)
+            status = _gather(lookup, ftl, nand, arrival, request, table, -1 - place, row)
         else:
             lpn = place >> shift
             page = read_page(ftl, lpn)
             row = lookup.zeros if page == 0 else page + (place & mask)
             for line in range(0, width, LINE):
                 prefetch(row + line)
-            _count(table, location(ftl, lpn), nbytes)
-            status = submit_read(ftl, nand, now, LOOKUP, lpn, nbytes, job)
+            status = _read(ftl, nand, arrival, table, lpn, place & mask, width, nbytes, job)
         if status != 0:
             request.status = status
             request.position = request.cursor + index

@@ -8,7 +8,7 @@ are ready when its last vector has left the flash and the translator and the add
 from __future__ import annotations
 
 from emucsd_firmware.ftl.state import Ftl
-from emucsd_firmware.lookup.fmc import read_vectors
+from emucsd_firmware.lookup.fmc import path_room, read_vectors, room_again
 from emucsd_firmware.lookup.state import (
     FREE,
     NEVER,
@@ -23,7 +23,8 @@ from emucsd_firmware.lookup.state import (
 )
 from emucsd_firmware.lookup.translator import first_out_of_range, translate
 from emucsd_firmware.lookup.vsum import add_slice, clear
-from emucsd_firmware.nand.timing import Nand, close_job, open_job
+from emucsd_firmware.nand.jobs import close_job, open_job
+from emucsd_firmware.nand.state import Nand
 from emucsd_wire.nvme import Status
 from emucsd_wire.vendor import LOOKUP_HEADER, MAX_PAYLOAD, MAX_RESULT, MAX_TABLES, MAX_TAGS, LookupFlag
 from emucsd_wire.words import get_i64, get_u8, get_u16, get_u32, jit, jit_inline, put_i64
@@ -173,44 +174,63 @@ def pump(lookup: Lookup, ftl: Ftl, nand: Nand, now: int) -> None:
     if now < lookup.wake or lookup.head < 0:
         return
     request = request_at(lookup.requests, lookup.head)
-    if request.state == QUEUED and request.abandoned != 0:
-        lookup.head = request.next
-        _free(lookup, request)
+    table = table_at(lookup.tables, request.table)
+    if request.abandoned != 0 or request.status != 0:
+        _leave_queue(lookup, nand, now, request, table)
     else:
-        _slice(lookup, ftl, nand, now, request)
+        room = path_room(lookup, nand)
+        if room < lookup.refill:
+            lookup.wake = room_again(lookup, nand, now, request, table, room)
+            return
+        _slice(lookup, ftl, nand, now, request, table, min(room, table.slice))
     lookup.wake = max(now, lookup.translator_free) if lookup.head >= 0 else NEVER
 
 
 @jit
-def _slice(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Request) -> None:
-    """Translate, read and add some of a request's vectors; let go of it when they were the last ones."""
-    table = table_at(lookup.tables, request.table)
-    job = lookup.first_job + request.number
+def _slice(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Request, table: Table, most: int) -> None:
+    """Translate, read and add up to ``most`` of a request's vectors; let go of it when they were the last ones."""
     if request.state == QUEUED:
-        request.state = READING
-        open_job(nand, job)
-        clear(request)
-    if request.abandoned == 0 and request.status == 0:
-        count = min(table.slice, request.ids - request.cursor)
-        translate(lookup, table, request, count)
-        count = read_vectors(lookup, ftl, nand, now, request, table, count)
-        add_slice(lookup, request, table, count)
-        request.cursor += count
-        lookup.translator_free = now + _nanoseconds(lookup, count * lookup.translate_cycles)
-    if request.cursor == request.ids or request.status != 0 or request.abandoned != 0:
-        lookup.head = request.next
-        _translated(lookup, request, table)
-        finish = close_job(nand, job, now)
-        if finish >= 0:
-            _settle(lookup, request, finish)
+        _begin(lookup, nand, request)
+    count = min(most, request.ids - request.cursor)
+    translate(lookup, table, request, count)
+    count = read_vectors(lookup, ftl, nand, now, request, table, count)
+    add_slice(lookup, request, table, count)
+    request.cursor += count
+    lookup.translator_free = now + _nanoseconds(lookup, count * lookup.translate_cycles)
+    if request.cursor == request.ids or request.status != 0:
+        _leave_queue(lookup, nand, now, request, table)
 
 
 @jit
-def _translated(lookup: Lookup, request: Request, table: Table) -> None:
-    """All reads of a request are out: charge the adders, which take vectors from all requests in turn."""
+def _begin(lookup: Lookup, nand: Nand, request: Request) -> None:
+    request.state = READING
+    request.above = -1
+    request.below = lookup.reading
+    if lookup.reading >= 0:
+        request_at(lookup.requests, lookup.reading).above = request.number
+    lookup.reading = request.number
+    open_job(nand, lookup.first_job + request.number)
+    clear(request)
+
+
+@jit
+def _leave_queue(lookup: Lookup, nand: Nand, now: int, request: Request, table: Table) -> None:
+    """The translator is done with a request: all its reads are out, or it has failed, or nobody wants it."""
+    lookup.head = request.next
+    if request.state == QUEUED:
+        _begin(lookup, nand, request)
+    _charge(lookup, request, table)
+    finish = close_job(nand, lookup.first_job + request.number, now)
+    if finish >= 0:
+        _settle(lookup, request, finish)
+
+
+@jit
+def _charge(lookup: Lookup, request: Request, table: Table) -> None:
+    """The adders' time for a request's vectors; they take those of all requests in turn."""
     start = max(lookup.adder_free, request.started)
     lookup.adder_free = start + _nanoseconds(lookup, request.cursor * table.add_cycles)
-    request.floor = max(lookup.adder_free, lookup.translator_free, request.started)
+    request.floor = max(lookup.adder_free, lookup.translator_free + _nanoseconds(lookup, table.add_cycles))
     table.requests += 1
     table.bags += request.bags
     table.vectors += request.cursor
@@ -221,6 +241,12 @@ def _translated(lookup: Lookup, request: Request, table: Table) -> None:
 @jit
 def _settle(lookup: Lookup, request: Request, finish: int) -> None:
     """The last vector left the flash at ``finish``."""
+    if request.above >= 0:
+        request_at(lookup.requests, request.above).below = request.below
+    else:
+        lookup.reading = request.below
+    if request.below >= 0:
+        request_at(lookup.requests, request.below).above = request.above
     if request.abandoned != 0:
         _free(lookup, request)
         return

@@ -42,6 +42,7 @@ class Table(State):
     row_bytes: I64
     extents: I64  # address of Extent[extent_count + 1]; the last one only says where the table ends
     extent_count: I64
+    lba_shift: I64
     whole: I64  # 1: no row crosses a page or an extent
     slice: I64  # vectors a slice
     add_cycles: I64  # of the adders, a vector
@@ -84,7 +85,9 @@ class Request(State):
     position: I64  # of the id that ``status`` is about
     abandoned: I64  # nobody will read it
     waiter: I64  # who waits for it (a number of the caller's), or -1
-    next: I64  # in a list of requests
+    next: I64  # in the free list, the translator's queue or the done queue; -1 at their ends
+    above: I64  # in the list of requests that have reads out
+    below: I64
 
 
 class Lookup(State):
@@ -99,11 +102,13 @@ class Lookup(State):
     free: I64  # head of the list of free requests, or -1
     head: I64  # of the queue of requests that the translator has not finished, or -1
     tail: I64
+    reading: I64  # head of the list of requests that have reads out, or -1
     done: I64  # head of the queue of ready requests that somebody waits for, or -1
     done_tail: I64
     first_job: I64
     page_shift: I64
     path_buffer: I64  # vector reads that may be in flight
+    refill: I64  # the translator goes on when this many places of the path buffer are free
     cycle_ps: I64
     translate_cycles: I64
     translator_free: I64
@@ -125,11 +130,20 @@ lookup_at = pointer(Lookup)
 class LookupSettings(Protocol):
     """What the engine takes from a profile's ``lookup`` section."""
 
-    clock_mhz: int
-    translate_cycles: int
-    sum_lanes: int
-    sum_cycles: int
-    path_buffer: int
+    @property
+    def clock_mhz(self) -> int: ...
+
+    @property
+    def translate_cycles(self) -> int: ...
+
+    @property
+    def sum_lanes(self) -> int: ...
+
+    @property
+    def sum_cycles(self) -> int: ...
+
+    @property
+    def path_buffer(self) -> int: ...
 
 
 class LookupMemory:
@@ -154,6 +168,7 @@ class LookupMemory:
         sizes = (REQUESTS * MAX_PAYLOAD, REQUESTS * MAX_RESULT, SLICE * ROW_BYTES)
         self.payloads, self.results, self.pieces = (np.frombuffer(mmap.mmap(-1, size), np.uint8) for size in sizes)
         self.requests["next"] = [*range(1, REQUESTS), -1]
+        self.requests["result"] = self.results.ctypes.data + np.arange(REQUESTS) * MAX_RESULT
 
     def fill(self, record: Any) -> None:
         """Write addresses and settings into the Lookup record of a drive's state."""
@@ -161,7 +176,7 @@ class LookupMemory:
         for name in ("tables", "requests", "tags", "payloads", "results", "zeros", "pieces"):
             record[name] = getattr(self, name).ctypes.data
         record["places"], record["rows"] = (row.ctypes.data for row in self.scratch)
-        for name in ("head", "tail", "done", "done_tail"):
+        for name in ("head", "tail", "reading", "done", "done_tail"):
             record[name] = -1
         record["free"] = 0
         record["wake"] = NEVER
@@ -169,5 +184,6 @@ class LookupMemory:
         record["first_job"] = self.first_job
         record["page_shift"] = self.page_bytes.bit_length() - 1
         record["path_buffer"] = settings.path_buffer * self.dies
+        record["refill"] = min(max(settings.path_buffer * self.dies // 4, 1), SLICE)
         record["cycle_ps"] = round(1_000_000 / settings.clock_mhz)
         record["translate_cycles"] = settings.translate_cycles

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from emucsd_firmware.lookup.state import FREE, QUEUED, READING, SLICE, SLICE_BYTES, LookupMemory
+from emucsd_firmware.lookup.state import QUEUED, READING, SLICE, SLICE_BYTES, LookupMemory
 from emucsd_wire.nvme import Status
 from emucsd_wire.vendor import (
     MAX_DIM,
@@ -67,7 +67,7 @@ class Tables:
         bounds = self._bounds(header, extents, space)
         slot = self._same(port, header, bounds)
         if slot < 0:
-            slot = self._fill(port, header, bounds)
+            slot = self._fill(port, header, bounds, space)
         self.records[slot]["opens"] += 1
         return int(self.records[slot]["handle"])
 
@@ -116,7 +116,7 @@ class Tables:
             return slot
         return -1
 
-    def _fill(self, port: int, header: TableHeader, bounds: list[tuple[int, int]]) -> int:
+    def _fill(self, port: int, header: TableHeader, bounds: list[tuple[int, int]], space: Space) -> int:
         unused = np.flatnonzero((self.records["handle"] == 0) & (self.records["active"] == 0))
         if not len(unused):
             raise TableRefused(Status.LOOKUP_TABLES_FULL, f"{MAX_TABLES} tables are open; close one")
@@ -137,11 +137,12 @@ class Tables:
             "row_bytes": row_bytes,
             "extents": self.memory.extents[slot].ctypes.data,
             "extent_count": len(bounds) - 1,
+            "lba_shift": space.lba_bytes.bit_length() - 1,
             "whole": self._whole(bounds, row_bytes),
             "slice": min(SLICE, max(8, SLICE_BYTES // row_bytes)),
             "add_cycles": -(-header.dim // settings.sum_lanes) * settings.sum_cycles,
         }
-        table[...] = np.zeros((), table.dtype)
+        self.records[slot] = np.zeros((), self.records.dtype)
         for name, value in values.items():
             table[name] = value
         return slot
@@ -193,18 +194,29 @@ class Tables:
         for slot in self._open():
             table = self.records[slot]
             if table["port"] == port:
-                fixed = (int(table[n]) for n in ("handle", "nsid", "rows", "dim"))
-                counts = (int(table[n]) for n in ("port", "extent_count", "opens"))
-                name = int(table["name_hash"]) % (1 << 64)
-                entries += TABLE_ENTRY.pack(TableEntry(*fixed, int(Dtype.FP32), *counts, name, bytes(24)))
+                entries += TABLE_ENTRY.pack(_entry(table))
         return entries.ljust(TABLE_LIST_BYTES, b"\0")
 
     def stats(self, port: int, handle: int) -> bytes:
         """TABLE_STATS' data."""
         table = self.records[self._slot(port, handle)]
-        return TABLE_STATS.pack(TableStats(*(int(table[name]) for name in _COUNTERS), bytes(56)))
+        return TABLE_STATS.pack(TableStats(**{name: int(table[name]) for name in _COUNTERS}, reserved=bytes(56)))
 
-    @property
-    def in_flight(self) -> int:
-        """Requests that are not free."""
-        return int((self.memory.requests["state"] != FREE).sum())
+    def count(self, port: int) -> int:
+        """Open tables of a port."""
+        return sum(int(self.records[slot]["port"]) == port for slot in self._open())
+
+
+def _entry(table: Any) -> TableEntry:
+    return TableEntry(
+        handle=int(table["handle"]),
+        nsid=int(table["nsid"]),
+        rows=int(table["rows"]),
+        dim=int(table["dim"]),
+        dtype=int(Dtype.FP32),
+        port=int(table["port"]),
+        extents=int(table["extent_count"]),
+        opens=int(table["opens"]),
+        name_hash=int(table["name_hash"]) % (1 << 64),
+        reserved=bytes(24),
+    )

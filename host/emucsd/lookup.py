@@ -1,0 +1,260 @@
+"""A lookup as commands: bags cut into requests that fit a command, sent ahead, read behind.
+
+While the drive works on one group of requests the next one is sent: a batch holds the LOOKUP_SENDs of a group and the
+LOOKUP_READs of the group before it, whose SENDs have completed. A bag that is longer than a command goes on in the next
+one from the sums so far, so the order of additions stays that of the ids.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emucsd.drive import Drive
+from emucsd.errors import BufferExhausted, EmucsdError, QueueFull, error_for
+from emucsd.outcome import Columns
+from emucsd.passthrough import entry
+from emucsd_wire.nvme import SQE, Io, Status
+from emucsd_wire.vendor import (
+    LOOKUP_HEADER,
+    MAX_PAYLOAD,
+    MAX_RESULT,
+    MAX_TAGS,
+    Grain,
+    LookupFlag,
+    LookupHeader,
+    ids_offset,
+)
+
+Ids = NDArray[np.int64]
+Sums = NDArray[np.float32]
+
+IDS = 16384  # of one request, where bags allow it: some hundred us of the drive's work
+GROUP = 32  # requests, at most, that are sent while as many others are read
+GROUP_IDS = 8 * IDS
+_LONGEST = (MAX_PAYLOAD - ids_offset(1, 8192, carry=True)) // 8  # ids that surely fit one request
+_MOST_BAGS = 65536
+
+
+class IndexOutOfRange(EmucsdError, IndexError):
+    """An id names no row of the table. ``position`` is that of the first such id, ``value`` the id."""
+
+    def __init__(self, position: int, value: int, rows: int) -> None:
+        super().__init__(f"indices[{position}] = {value}; the table's rows are 0 to {rows - 1}")
+        self.position, self.value, self.rows = position, value, rows
+
+
+class RowUnreadable(EmucsdError):
+    """The flash has lost a row that a bag needs. ``position`` is its id's among the indices, ``value`` the id."""
+
+    def __init__(self, position: int, value: int) -> None:
+        super().__init__(f"row {value} (indices[{position}]) cannot be read from flash; write it again (write_rows)")
+        self.position, self.value = position, value
+
+
+class OpenTable(NamedTuple):
+    """What a lookup needs to know of a table that is open on the drive."""
+
+    nsid: int
+    handle: int
+    rows: int
+    dim: int
+
+
+class Query(NamedTuple):
+    """Bags of one table, and FP32[bags, dim] in the drive's memory for their sums."""
+
+    table: OpenTable
+    indices: Ids
+    offsets: Ids  # bags + 1, rising
+    out: Sums
+
+
+class Part(NamedTuple):
+    """A request: whole bags of a query, or a piece of a long one."""
+
+    first_bag: int
+    bags: int
+    first_id: int
+    ids: int
+    carry: bool = False  # goes on from the sums of the bag's piece before it
+
+
+def parts(offsets: Ids, dim: int) -> Iterator[Part]:
+    """A query's requests, in order."""
+    most_bags = min(MAX_RESULT // (4 * dim), _MOST_BAGS)
+    bag, bags = 0, len(offsets) - 1
+    while bag < bags:
+        start = int(offsets[bag])
+        end = int(np.searchsorted(offsets, start + IDS, "right")) - 1
+        end = min(max(end, bag + 1), bag + most_bags, bags)
+        ids = int(offsets[end]) - start
+        if ids <= _LONGEST:
+            yield Part(bag, end - bag, start, ids)
+        else:
+            for at in range(0, ids, _LONGEST):
+                yield Part(bag, 1, start + at, min(_LONGEST, ids - at), carry=at > 0)
+        bag = end
+
+
+def groups(queries: Sequence[Query]) -> Iterator[list[tuple[Query, Part]]]:
+    """All requests in order, in groups that fit the tags; one with a carry begins a group."""
+    group: list[tuple[Query, Part]] = []
+    ids = 0
+    for query in queries:
+        for part in parts(query.offsets, query.table.dim):
+            if group and (len(group) == GROUP or ids + part.ids > GROUP_IDS or part.carry):
+                yield group
+                group, ids = [], 0
+            group.append((query, part))
+            ids += part.ids
+    if group:
+        yield group
+
+
+class _Request(NamedTuple):
+    """A part under way."""
+
+    query: Query
+    part: Part
+    tag: int
+    payload: NDArray[np.uint8]
+    sums: Sums
+
+
+class Lookups:
+    """Lookup commands on one attached drive. Any thread may use it; each takes tags of its own."""
+
+    def __init__(self, drive: Drive) -> None:
+        self._drive = weakref.ref(drive)
+        self._lock = threading.Lock()
+        self._tags = list(range(MAX_TAGS))[::-1]
+
+    def run(self, queries: Sequence[Query], grain: Grain) -> None:
+        """Look up every bag of every query into its ``out``.
+
+        :raises IndexOutOfRange: the drive found an id that names no row
+        :raises RowUnreadable: a row is lost
+        :raises NvmeError: the drive refused for another reason
+        """
+        drive = self._drive()
+        assert drive is not None, "the drive that this belongs to is gone"
+        sending: list[_Request] = []
+        reading: list[_Request] = []
+        try:
+            for group in [*groups(queries), []]:
+                if group and group[0][1].carry:  # it starts from sums that are not here yet
+                    self._round(drive, [], reading)
+                    reading = []
+                for query, part in group:
+                    sending.append(self._prepare(drive, query, part, grain))
+                self._round(drive, sending, reading)
+                reading, sending = sending, []
+        except BaseException:
+            self._drop(drive, [*reading, *sending])
+            raise
+
+    def _prepare(self, drive: Drive, query: Query, part: Part, grain: Grain) -> _Request:
+        """Write a request's data."""
+        table = query.table
+        ids = query.indices[part.first_id : part.first_id + part.ids]
+        narrow = not len(ids) or (int(ids.min()) >= 0 and int(ids.max()) < 1 << 32)
+        dtype, width = (np.uint32, 4) if narrow else (np.int64, 8)
+        sums = query.out[part.first_bag : part.first_bag + part.bags]
+        start = ids_offset(part.bags, table.dim, part.carry)
+        payload = drive.alloc(start + width * part.ids)
+        flags = LookupFlag.CARRY if part.carry else 0
+        header = LookupHeader(table.handle, grain, width, flags, part.bags, part.ids, bytes(16))
+        payload[: LOOKUP_HEADER.size] = np.frombuffer(LOOKUP_HEADER.pack(header), np.uint8)
+        at = LOOKUP_HEADER.size
+        if part.carry:
+            payload[at : at + sums.nbytes] = sums.reshape(-1).view(np.uint8)
+            at += sums.nbytes
+        bounds = query.offsets[part.first_bag : part.first_bag + part.bags + 1] - part.first_id
+        payload[at:start] = 0
+        payload[at : at + 4 * (part.bags + 1)].view(np.uint32)[:] = np.clip(bounds, 0, part.ids)
+        payload[start:].view(dtype)[:] = ids
+        return _Request(query, part, self._take(), payload, sums)
+
+    def _round(self, drive: Drive, sending: Sequence[_Request], reading: Sequence[_Request]) -> None:
+        """One batch: send these requests, read those, whose tags are then free. :raises NvmeError: as ``run``"""
+        everything = [*sending, *reading]
+        if not everything:
+            return
+        templates = np.zeros(len(everything), SQE.dtype)
+        templates["opcode"][: len(sending)], templates["opcode"][len(sending) :] = Io.LOOKUP_SEND, Io.LOOKUP_READ
+        templates["cdw10"] = [request.tag for request in everything]
+        templates["nsid"] = [request.query.table.nsid for request in everything]
+        arrays: list[NDArray[Any]] = [*(request.payload for request in sending), *(request.sums for request in reading)]
+        sizes = [array.nbytes for array in arrays]
+        templates["cdw12"] = sizes
+        columns = Columns(
+            templates,
+            addresses=[array.ctypes.data for array in arrays],
+            sizes=sizes,
+            data=tuple(arrays),
+            latencies=False,
+            results=True,
+        )
+        outcome = drive.queue.submit(columns, depth=len(everything))
+        if outcome.failed and outcome.results is not None:
+            first = outcome.first_failed
+            _fail(everything[first], int(outcome.statuses[first]), int(outcome.results[first]) & 0xFFFF_FFFF)
+        self._give(reading)
+
+    # -- tags
+
+    def _take(self) -> int:
+        with self._lock:
+            if not self._tags:
+                raise QueueFull(f"all {MAX_TAGS} lookup tags are in use; let fewer threads look up at a time")
+            return self._tags.pop()
+
+    def _give(self, requests: Sequence[_Request]) -> None:
+        with self._lock:
+            self._tags += [request.tag for request in requests]
+
+    def _drop(self, drive: Drive, requests: Sequence[_Request]) -> None:
+        """Free the tags of requests that will not be read; where the drive does not answer, they stay taken."""
+        with suppress(EmucsdError):
+            for request in requests:
+                command = entry(Io.LOOKUP_READ, request.query.table.nsid, cdw10=request.tag)
+                drive.queue.call(command, timeout=1.0)  # refused where it was never sent: then it is free, too
+                self._give([request])
+
+
+def _fail(request: _Request, status: int, dw0: int) -> NoReturn:
+    query, part = request.query, request.part
+    position = part.first_id + dw0
+    error = error_for(f"lookup of bags {part.first_bag} to {part.first_bag + part.bags - 1}", status, dw0)
+    match status & 0x7FF:
+        case Status.LOOKUP_INDEX_RANGE:
+            raise IndexOutOfRange(position, int(query.indices[position]), query.table.rows) from error
+        case Status.UNRECOVERED_READ:
+            raise RowUnreadable(position, int(query.indices[position])) from error
+    raise error
+
+
+_LOOKUPS: weakref.WeakKeyDictionary[Drive, Lookups] = weakref.WeakKeyDictionary()
+_LOOKUPS_LOCK = threading.Lock()
+
+
+def lookups_of(drive: Drive) -> Lookups:
+    """The one ``Lookups`` of a drive: tags belong to the port."""
+    with _LOOKUPS_LOCK:
+        return _LOOKUPS.setdefault(drive, Lookups(drive))
+
+
+def result_array(drive: Drive, bags: int, dim: int) -> Sums:
+    """An array for sums in the drive's memory. :raises BufferExhausted: split the lookup, or open with more memory"""
+    try:
+        return drive.alloc((bags, dim), np.float32)
+    except BufferExhausted as error:
+        size = bags * dim * 4
+        raise BufferExhausted(f"the sums of {bags} bags take {size} bytes of the drive's memory: {error}") from error
