@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -321,6 +323,36 @@ def test_silent_drive_in_a_batch(bench: Bench) -> None:
         bench.queue.submit(Columns(entry(Io.READ, 1), lbas=np.arange(50)), depth=4)
     with pytest.raises(DriveTimeout, match="reset"):
         bench.queue.submit(Columns(entry(Io.READ, 1)))
+
+
+def test_interrupted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends a batch that waits, within a slice; what was out is waited for, and the queue goes on."""
+
+    def interrupt_then_serve() -> None:
+        while bench.tail != 4:
+            time.sleep(0)
+        signal.raise_signal(signal.SIGINT)
+        interrupted.wait(10)
+        for cid in range(4):
+            bench.complete(cid)
+        bench.seen = 4
+
+    interrupted = threading.Event()
+    stop = bench.queue._stop
+
+    def noted(*arguments: Any) -> None:
+        interrupted.set()
+        stop(*arguments)
+
+    monkeypatch.setattr(bench.queue, "_stop", noted)
+    drive = in_thread(interrupt_then_serve)
+    with pytest.raises(KeyboardInterrupt):
+        bench.queue.submit(Columns(entry(Io.READ, 1), lbas=np.arange(50)), depth=4)
+    drive.join(10)
+    assert bench.queue.outstanding == 0
+    drive = in_thread(lambda: bench.serve(14))
+    assert bench.queue.submit(Columns(entry(Io.READ, 1), lbas=np.arange(10)), depth=4).failed == 0
+    drive.join(10)
 
 
 def test_hang_up_in_a_batch(bench: Bench) -> None:
