@@ -99,6 +99,7 @@ class Machine:
         self._environment = {**{k: os.environ[k] for k in ("PATH", "TMPDIR") if k in os.environ}, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self.ended = ""  # how: of itself, asked, or killed
+        self.asked_seconds = _ASK_SECONDS  # how long it may take to end when asked
 
     def __enter__(self) -> Machine:
         self.start()
@@ -112,7 +113,7 @@ class Machine:
     def start(self) -> None:
         """:raises OSError: QEMU can't be run at all"""
         self.console_file.write_bytes(b"")
-        # if this process is killed, so is the machine
+        # if this process is killed, so is the machine (also when the thread that calls this ends: call it from a lasting one)
         guard = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
         with open(self._output, "wb") as output:
             self._process = subprocess.Popen(
@@ -166,7 +167,7 @@ class Machine:
             self.ended = "asked"
             self._process.terminate()
             try:
-                self._process.wait(_ASK_SECONDS)
+                self._process.wait(self.asked_seconds)
             except subprocess.TimeoutExpired:
                 self.ended = "killed"
                 self._process.kill()

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from emucsd_femu.server import Server
 from emucsd_femu.session import Doorbells
@@ -116,10 +116,16 @@ class Closed(Exception):
     """The server ended the connection."""
 
 
+class Steppable(Protocol):
+    """What takes turns with a client: a server, or a whole drive."""
+
+    def run_once(self, timeout: float | None = None) -> bool: ...
+
+
 class Peer:
     """One end of a connection, driven by hand."""
 
-    def __init__(self, server: Server, path: Path) -> None:
+    def __init__(self, server: Steppable, path: Path) -> None:
         self.server = server
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.connect(str(path))
