@@ -18,6 +18,7 @@ from emucsd_femu.errors import ConnectionLost, MessageError
 from emucsd_wire.vfio_user import ERROR, HEADER, MAX_FDS, MAX_TRANSFER, NO_REPLY, REGION_ACCESS, TYPE_REPLY, Header
 
 MAX_MESSAGE = HEADER.size + REGION_ACCESS.size + MAX_TRANSFER
+_CLOEXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)  # IntFlag is slow to compute with
 _ANCILLARY = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 
 
@@ -110,7 +111,7 @@ class Channel:
         """Gather the header; True once it is whole."""
         while (missing := HEADER.size - len(self._header)) > 0:
             try:
-                data, ancillary, flags, _ = self.socket.recvmsg(missing, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+                data, ancillary, flags, _ = self.socket.recvmsg(missing, _ANCILLARY, _CLOEXEC)
             except BlockingIOError:
                 return False
             except OSError as problem:
@@ -118,7 +119,7 @@ class Channel:
             for level, kind, content in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     self._fds.extend(array.array("i", content[: len(content) - len(content) % 4]))
-            if flags & socket.MSG_CTRUNC or len(self._fds) > MAX_FDS:
+            if flags & _TRUNCATED or len(self._fds) > MAX_FDS:
                 self._too_many_fds = True
                 close_fds(self._fds)
             if not data:

@@ -20,7 +20,7 @@ USED_BYTES = 0x2000  # of BAR0; SPDK's own target has 16 KiB as well, what is be
 CONFIG_BYTES = 4096  # 256 would make QEMU show a conventional PCI device
 MSIX_BYTES = 4096
 VECTORS = 65  # the admin queue's and one for each I/O queue
-REGION_BYTES = {Region.BAR0: BAR0_BYTES, Region.BAR4: MSIX_BYTES, Region.BAR5: MSIX_BYTES, Region.CONFIG: CONFIG_BYTES}
+REGION_BYTES = (BAR0_BYTES, 0, 0, 0, MSIX_BYTES, MSIX_BYTES, 0, CONFIG_BYTES, 0)  # by region; BAR1 is BAR0's upper half
 
 VENDOR_ID = 0x1D1D  # what FEMU's devices report
 DEVICE_ID = 0x1F1F
@@ -184,5 +184,5 @@ class ConfigSpace:
 
 
 def region_bytes(region: int) -> int:
-    """Size of a region, 0 where the device has none (the upper half of the 64-bit BAR0 too)."""
-    return REGION_BYTES.get(Region(region), 0) if region < REGIONS else 0
+    """Size of a region, 0 where the device has none."""
+    return REGION_BYTES[region] if region < REGIONS else 0

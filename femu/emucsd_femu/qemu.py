@@ -113,7 +113,7 @@ class Machine:
     def start(self) -> None:
         """:raises OSError: QEMU can't be run at all"""
         self.console_file.write_bytes(b"")
-        # if this process is killed, so is the machine (also when the thread that calls this ends: call it from a lasting one)
+        # if this process is killed so is the machine; the end of the calling thread counts as such
         guard = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
         with open(self._output, "wb") as output:
             self._process = subprocess.Popen(
