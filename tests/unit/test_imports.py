@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -69,6 +70,7 @@ def statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
         yield from statements(child)
 
 
+@functools.cache
 def imports(name: str) -> list[Import]:
     """Everything that a module imports, `from package import module` resolved to the module."""
     found = []

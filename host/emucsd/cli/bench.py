@@ -1,0 +1,82 @@
+"""`emucsd bench`: figures with the machine that they were measured on. Nothing is asserted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from emucsd.cli.command import Command, Option, Result, Settings
+from emucsd.cli.units import count, seconds, show_count
+
+# key -> what it is, and how it is shown
+FIGURES = {
+    "read_qd32_iops": ("random 4 KiB reads, queue depth 32, null profile, real clock", "{}IOPS"),
+    "read_qd1_iops": ("random 4 KiB reads, queue depth 1, over 1 GiB, null profile, real clock", "{}IOPS"),
+    "write_gc_iops": ("random 4 KiB writes, queue depth 32, steady state with garbage collection", "{}IOPS"),
+    "virtual_commands_per_s": ("simulated commands a wall second, femu profile, virtual clock", "{}/s"),
+    "lateness_p50_us": ("completion seen after its modelled time, femu profile, 50 K IOPS: median", "{}us"),
+    "lateness_p99_us": ("the same, 99th percentile", "{}us"),
+    "open_clean_s": ("opening a 1 TiB drive after a clean stop", "{}s"),
+    "open_crash_s": ("opening it after kill -9 with 1 M changed mappings", "{}s"),
+    "resident_gb": ("its resident memory", "{}GB"),
+    "vectors_per_s": ("vectors summed in the drive a wall second, bags of 80, every vector timed", "{}/s"),
+    "torch_ratio": ("the same against torch.nn.EmbeddingBag, one thread, table in memory", "{}"),
+    "bit_equal": ("sums equal NumPy's and PyTorch's, bit for bit", "{}"),
+}
+
+
+def run_io(settings: Settings) -> Result:
+    from emucsd.bench.io import STEPS, run_io_bench
+
+    return run_io_bench(seconds=settings.time, steps=settings.steps or tuple(STEPS))
+
+
+def run_lookup(settings: Settings) -> Result:
+    from emucsd.bench.lookup import run_lookup_bench
+
+    return run_lookup_bench(
+        seconds=settings.time, rows=settings.rows, dim=settings.dim, length=settings.length, profile=settings.profile
+    )
+
+
+def show(result: Result, console: Console) -> None:
+    sheet = Table("", "figure")
+    sheet.columns[1].justify = "right"
+    for key, value in result.items():
+        if key in FIGURES:
+            about, form = FIGURES[key]
+            sheet.add_row(about, form.format(_number(value)) if value is not None else "not measured")
+    console.print(sheet)
+    for key, value in result["environment"].items():
+        if not isinstance(value, dict):
+            console.print(f"  [dim]{escape(key.replace('_', ' '))}: {escape(str(value))}[/]")
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = show_count(value)
+    return text if text[-1].isalpha() else f"{text} "
+
+
+COMMAND = Command(
+    name="bench",
+    summary="measure, and say on what machine",
+    children=(
+        Command("io", "block I/O: rates, lateness, opening a large drive", run_io, show,
+                options=(Option("--time", "how long each rate is measured", 3.0, seconds, metavar="SECONDS"),
+                         Option("--steps", "only this step; repeatable (default: all)", None,
+                                choices=("read", "write", "virtual", "lateness", "opening"), many=True)),
+                examples=("emucsd bench io", "emucsd bench io --steps read --time 1 --json")),
+        Command("lookup", "lookups in the drive against PyTorch in memory", run_lookup, show,
+                options=(Option("--time", "how long each side is measured", 3.0, seconds, metavar="SECONDS"),
+                         Option("--rows", "rows of the table", 4_000_000, count),
+                         Option("--dim", "FP32 elements a row", 32, count),
+                         Option("--length", "ids a bag", 80, count),
+                         Option("--profile", "of the drive", "rmssd")),
+                examples=("emucsd bench lookup", "emucsd bench lookup --rows 1M --json")),
+    ),
+)  # fmt: skip
