@@ -120,7 +120,7 @@ class Nand:
     read_ns: int = knob(0, SECOND, "array to page register")
     program_ns: int = knob(0, SECOND, "page register to array")
     erase_ns: int = knob(0, 2 * SECOND, "one block")
-    transfer_ns_per_4k: int = knob(0, SECOND // 10, "channel time for 4096 bytes; other sizes in proportion, rounded up")
+    transfer_ns_per_4k: int = knob(0, SECOND // 10, "channel time for 4096 bytes; others in proportion, rounded up")
     command_ns: int = knob(0, SECOND, "channel time for the command and address of each operation")
     cache_read: bool = knob(0, 1, "the array reads the next page while the last one leaves the cache register")
     multi_plane: bool = knob(0, 1, "operations of one kind on distinct planes share one array time")
@@ -259,7 +259,7 @@ def knobs(owner: type = Profile, prefix: str = "") -> Iterator[Knob]:
     hints = get_type_hints(owner)
     for item in fields(owner):
         kind = hints[item.name]
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             yield from knobs(kind, f"{prefix}{item.name}.")
         elif item.metadata:
             yield Knob(prefix + item.name, kind, *(item.metadata[k] for k in ("low", "high", "about", "power")))
@@ -303,7 +303,7 @@ def from_dict(data: Mapping[str, Any], source: str, *, check: bool = True) -> Pr
     :raises ProfileError: a key is missing or unknown, a value is of another type or outside its limits
     """
     flat = _flatten(data)
-    strings = {key: str(flat.pop(key, "")) for key in ("name", "source")}
+    strings: dict[str, Any] = {key: str(flat.pop(key, "")) for key in ("name", "source")}
     values = {key: _value(_known(key, source), value, source) for key, value in flat.items()}
     if missing := [key for key in KNOBS if key not in values]:
         raise ProfileError(
@@ -315,7 +315,7 @@ def from_dict(data: Mapping[str, Any], source: str, *, check: bool = True) -> Pr
         part, _, leaf = key.rpartition(".")
         parts.setdefault(part, {})[leaf] = value
     hints = get_type_hints(Profile)
-    tables = {part: hints[part](**leaves) for part, leaves in parts.items() if part}
+    tables: dict[str, Any] = {part: hints[part](**leaves) for part, leaves in parts.items() if part}
     profile = Profile(**strings, **parts[""], **tables)
     return checked(profile, source) if check else profile
 
@@ -408,14 +408,14 @@ def _close(word: str, possible: Mapping[str, Any] | list[str]) -> str:
 
 def _value(row: Knob, value: Any, source: str) -> Any:
     """The value in its type, within its limits."""
-    given = value
+    given, kind = value, row.kind.__name__
     if isinstance(value, str) and source == OVERRIDE:
         value = _parse(row, value, source)
-    if row.kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind == "float" and type(value).__name__ == "int":
         value = float(value)
-    if type(value) is not row.kind:
+    if type(value).__name__ != kind:
         raise ProfileError(
-            f"{source}: {row.key} = {given!r} is {type(value).__name__}, must be {row.kind.__name__} ({row.about}); "
+            f"{source}: {row.key} = {given!r} is {type(value).__name__}, must be {kind} ({row.about}); "
             f"write it as {'true or false' if row.kind is bool else 'a number without quotes'}"
         )
     if not row.low <= value <= row.high:
@@ -442,7 +442,7 @@ def _parse(row: Knob, text: str, source: str) -> Any:
     try:
         if size:
             return round(Decimal(size[1]) * _UNITS[size[2] or ""])
-        return {int: lambda t: int(t, 0), float: float}.get(row.kind, str)(text)
+        return float(text) if row.kind is float else int(text, 0)
     except ValueError:
         raise ProfileError(
             f"{source}: {row.key} = {text!r} can't be read as {row.kind.__name__} ({row.about}); give a plain number"

@@ -6,7 +6,7 @@ The list is in order of (finish, job), whatever order the channels ended them in
 
 from __future__ import annotations
 
-from emucsd_firmware.nand.state import Nand, job_at, op_at, wide
+from emucsd_firmware.nand.state import Nand, job_at, op_at
 from emucsd_wire.words import jit, jit_inline
 
 
@@ -41,7 +41,7 @@ def pop_done(nand: Nand) -> int:
     number = nand.done_first
     if number < 0:
         return -1
-    after = wide(job_at(nand.jobs, number).next)
+    after = job_at(nand.jobs, number).next
     nand.done_first = after
     if after < 0:
         nand.done_last = -1
@@ -65,10 +65,10 @@ def end_job(nand: Nand, number: int) -> None:
     finish = job.finish
     before = nand.done_hint if nand.done_hint >= 0 else nand.done_last
     while before >= 0 and _later(nand, before, number, finish):
-        before = wide(job_at(nand.jobs, before).before)
-    after = wide(job_at(nand.jobs, before).next) if before >= 0 else nand.done_first
+        before = job_at(nand.jobs, before).before
+    after = job_at(nand.jobs, before).next if before >= 0 else nand.done_first
     while after >= 0 and not _later(nand, after, number, finish):
-        before, after = after, wide(job_at(nand.jobs, after).next)
+        before, after = after, job_at(nand.jobs, after).next
     job.before, job.next = before, after
     if before < 0:
         nand.done_first = number
@@ -85,7 +85,7 @@ def end_job(nand: Nand, number: int) -> None:
 def end_operation(nand: Nand, index: int, now: int) -> None:
     """An operation has ended: back to the pool with it, and perhaps its job with it."""
     op = op_at(nand.ops, index)
-    number = wide(op.job)
+    number = op.job
     op.next = nand.free
     nand.free = index
     nand.room += 1
@@ -108,9 +108,9 @@ def abandon_job(nand: Nand, number: int) -> None:
     job = job_at(nand.jobs, number)
     place = nand.done_first
     while place >= 0 and place != number:
-        place = wide(job_at(nand.jobs, place).next)
+        place = job_at(nand.jobs, place).next
     if place >= 0:
-        before, after = wide(job.before), wide(job.next)
+        before, after = job.before, job.next
         if before < 0:
             nand.done_first = after
         else:

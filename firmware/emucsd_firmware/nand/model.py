@@ -75,6 +75,15 @@ class NandModel:
         rest = (nand.transfer_ns_per_4k, nand.command_ns, nand.retry_ns * nand.max_retries)
         record["instant"] = int(not any((read_ns, program_ns, erase_ns, *rest)))
 
+    def set_delays(self, enabled: bool) -> None:
+        """Whether operations submitted from now on take time: those of the profile, or none."""
+        nand = self.profile.nand
+        self.record["transfer_ns"] = nand.transfer_ns_per_4k if enabled else 0
+        self.record["command_ns"] = nand.command_ns if enabled else 0
+        self.set_latencies(*((nand.read_ns, nand.program_ns, nand.erase_ns) if enabled else (0, 0, 0)))
+        if not enabled:
+            self.record["instant"] = 1
+
     def _tables(self, record: Any) -> None:
         geometry = self.profile.geometry
         record["channel_count"], record["die_count"] = geometry.channels, geometry.die_count
@@ -97,7 +106,7 @@ class NandModel:
             self.channels[name] = NEVER
         self.nexts[:] = NEVER
         record["next"] = NEVER
-        record["free"], record["room"], record["squeezes"] = 0, len(self.ops), 0
+        record["free"], record["room"], record["overflows"] = 0, len(self.ops), 0
         for name in ("done_first", "done_last", "done_hint"):
             record[name] = -1
 
@@ -138,5 +147,5 @@ class NandModel:
             "dies": dies,
             "classes": classes,
             "in_flight": len(self.ops) - int(self.record["room"]),
-            "squeezes": int(self.record["squeezes"]),
+            "overflows": int(self.record["overflows"]),
         }

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import numpy as np
-
 from emucsd_firmware.nand.reliability import Reliability
 from emucsd_wire.layout import I32, I64, Raw, State
-from emucsd_wire.words import jit_inline, pointer
+from emucsd_wire.words import pointer
 
 I8 = Annotated[int, "i1"]  # signed, as everything in compiled code: an unsigned field makes unsigned arithmetic
 I16 = Annotated[int, "<i2"]
@@ -151,7 +149,7 @@ class Nand(State):
     done_first: I64  # jobs that ended, by (finish, job)
     done_last: I64
     done_hint: I64
-    squeezes: I64  # times that a full pool held up a submitter
+    overflows: I64  # operations that found the pool full
 
 
 op_at = pointer(Op)
@@ -160,9 +158,3 @@ queue_at = pointer(Queue)
 die_at = pointer(Die)
 channel_at = pointer(Channel)
 nand_at = pointer(Nand)
-
-
-@jit_inline
-def wide(field: int) -> int:
-    """A narrow field as int64, so that no function is compiled once more for its type."""
-    return int(np.int64(field))
