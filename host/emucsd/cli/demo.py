@@ -72,7 +72,7 @@ def show(result: Result, console: Console) -> None:
         console.print(sheet)
     console.print(
         f"\nProfile {result['profile']}, virtual clock. The host's own work is free here, and its page cache holds a\n"
-        "quarter of the tables. 'speed' and 'link saved' are against the first line. Every sum was checked, bit for bit."
+        "quarter of the tables. 'speed' and 'link saved' are against the first line. Every sum was checked bit for bit."
     )
     machine = result["environment"]
     console.print(
