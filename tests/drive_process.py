@@ -25,20 +25,27 @@ class DriveProcess:
     """``python -m emucsd_femu serve`` in folders of its own.
 
     :param folder: where store and runtime folder go (the latter elsewhere when its path is too long for sockets)
-    :param words: further options
+    :param words: further options; the last of a kind counts
+    :param fds: descriptors that it inherits
     """
 
-    def __init__(self, folder: Path, *words: str, wait: bool = True) -> None:
+    def __init__(self, folder: Path, *words: str, fds: tuple[int, ...] = ()) -> None:
         self.store = folder / "store"
         self.runtime = folder / "run"
         if len(os.fsencode(self.runtime)) > 80:
             self.runtime = Path(tempfile.mkdtemp(prefix="emucsd-test-"))
-        self.words = list(words)
+        if "--runtime" in words:
+            self.runtime = Path(words[words.index("--runtime") + 1])
+        self._words = list(words)
+        self._fds = fds
         self.ready: dict[str, Any] = {}
         self.seconds = 0.0
         self.process = self._start()
-        if wait:
+        try:
             self.ready = self.wait_ready()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
 
     def __enter__(self) -> DriveProcess:
         return self
@@ -49,6 +56,8 @@ class DriveProcess:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
         os.close(self._ready_fd)
 
     def _start(self) -> subprocess.Popen[str]:
@@ -56,8 +65,9 @@ class DriveProcess:
         self.seconds = -time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-m", "emucsd_femu", "serve", "--name", "test", "--runtime", str(self.runtime),
-             "--store", str(self.store), "--ready-fd", str(theirs), *self.words],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, pass_fds=(theirs,),
+             "--store", str(self.store), "--ready-fd", str(theirs), *self._words],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            pass_fds=(theirs, *self._fds),
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )  # fmt: skip
         os.close(theirs)

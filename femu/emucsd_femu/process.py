@@ -29,7 +29,7 @@ from emucsd_femu.errors import DriveRunning, FemuError, SettingsError
 from emucsd_femu.memory_guard import MemoryGuard
 from emucsd_femu.port import Device
 from emucsd_femu.server import Loop, Server
-from emucsd_femu.settings import Settings, parse
+from emucsd_femu.settings import Settings, parse, ready_fd
 from emucsd_firmware import build
 from emucsd_firmware.errors import FirmwareError
 from emucsd_wire import paths
@@ -215,16 +215,23 @@ def write_record(settings: Settings) -> None:
     draft.replace(settings.runtime / "drive.json")
 
 
-def tell(fd: int | None, content: dict[str, Any]) -> None:
-    """One line to whoever waits for this process, who may be gone."""
-    if fd is not None:
-        with contextlib.suppress(OSError):
-            os.write(fd, json.dumps(content).encode() + b"\n")
-        with contextlib.suppress(OSError):
-            os.close(fd)
+class Waiting:
+    """Whoever waits, on a descriptor, for this process to serve. Told once, one line; may be gone."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def tell(self, content: dict[str, Any]) -> None:
+        """One line, then end of file."""
+        fd, self._fd = self._fd, None  # the number may be another file's as soon as it is closed
+        if fd is not None:
+            with contextlib.suppress(OSError):
+                os.write(fd, json.dumps(content).encode() + b"\n")
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, waiting: Waiting) -> int:
     """Run a drive to its end. :returns: the exit code :raises FemuError, FirmwareError, OSError: it never served"""
     os.umask(0o077)
     prepare_folder(settings.runtime)
@@ -232,19 +239,19 @@ def serve(settings: Settings) -> int:
         stack.enter_context(locked(settings.runtime))
         stack.enter_context(logging_to(settings.runtime, settings.log_level))
         log.info("drive %s, process %d: %s", settings.name, os.getpid(), settings.public())
-        begun = time.monotonic()
         loop = Loop()
         stack.callback(loop.close)
         signals = Signals(loop)  # from here to the very end: a second one during the last checkpoint counts too
         stack.callback(signals.close)
         try:
-            return _serve(settings, loop, signals, begun)
+            return _serve(settings, loop, signals, waiting)
         except Exception:
             log.exception("drive %s ends", settings.name)
             raise
 
 
-def _serve(settings: Settings, loop: Loop, signals: Signals, begun: float) -> int:
+def _serve(settings: Settings, loop: Loop, signals: Signals, waiting: Waiting) -> int:
+    begun = time.monotonic()
     drive = open_drive(settings)
     clean = False
     try:
@@ -254,7 +261,7 @@ def _serve(settings: Settings, loop: Loop, signals: Signals, begun: float) -> in
             write_record(settings)
             stack.callback((settings.runtime / "drive.json").unlink, missing_ok=True)
             log.info("ready after %.2f s", time.monotonic() - begun)
-            tell(settings.ready_fd, {"ok": True, "pid": os.getpid(), "name": settings.name})
+            waiting.tell({"ok": True, "pid": os.getpid(), "name": settings.name})
             status = process.run()
             clean = status == EXIT_CLEAN
     finally:
@@ -265,12 +272,13 @@ def _serve(settings: Settings, loop: Loop, signals: Signals, begun: float) -> in
 
 def main(arguments: Sequence[str]) -> int:
     """``serve``: exit 0 after a clean stop, 1 when it failed, 2 for settings that can't be used."""
-    ready_fd: int | None = None
+    waiting = Waiting(ready_fd(arguments))
     try:
-        settings = parse(arguments)
-        ready_fd = settings.ready_fd
-        return serve(settings)
+        return serve(parse(arguments), waiting)
     except (FemuError, FirmwareError, PathError, OSError) as problem:
         print(f"emucsd_femu serve: {problem}", file=sys.stderr)
-        tell(ready_fd, control.failure(problem))
+        waiting.tell(control.failure(problem))
         return EXIT_USAGE if isinstance(problem, SettingsError | PathError) else EXIT_FAILED
+    except Exception as problem:  # our own bug: the trace goes to stderr, and nobody is kept waiting
+        waiting.tell(control.failure(problem))
+        raise

@@ -6,6 +6,7 @@ import argparse
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -161,6 +162,14 @@ def parse(arguments: Sequence[str]) -> Settings:
             "log_level": getattr(logging, values["log_level"].upper()),
         }
     )
+
+
+def ready_fd(arguments: Sequence[str]) -> int | None:
+    """Whom to tell about arguments that ``parse`` refuses; None where even that can't be read."""
+    for flag, value in pairwise(arguments):
+        if flag == "--ready-fd" and value.isdecimal() and int(value) > 2:
+            return int(value)
+    return None
 
 
 def _value(option: Option, text: str | list[str]) -> Any:
