@@ -1,0 +1,338 @@
+"""Three ways to the same sums, over the same flash, in the same virtual time.
+
+1. *host*: pages are read to the host and summed there, with a DRAM page cache of a quarter of the tables; once with one
+   read at a time, as the published baseline does it, and once with many in flight;
+2. *page*: the drive sums, its dies give up whole pages;
+3. *vector*: the drive sums, its dies give up only the vectors asked for (RM-SSD).
+
+Two workloads: users' histories of items (Amazon's interactions, or made ones of the same skew), and samples of
+Criteo's shape, one id in each of 26 tables. Every sum is checked against NumPy in index order, and against PyTorch's
+where that is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emucsd.baseline import HostLookup
+from emucsd.bench.environment import environment, scratch_folder
+from emucsd.drive import Drive
+from emucsd.errors import EmucsdError
+from emucsd.table import Rows, Table, lookup_many
+from emucsd.workloads import (
+    AMAZON_ITEMS,
+    AMAZON_USERS,
+    CRITEO_ROWS,
+    Bags,
+    Lookups,
+    load_amazon,
+    make_amazon,
+    make_criteo,
+    sums_in_order,
+)
+
+AMAZON_FILE = "amazon-video-games.txt"
+ITEM_DIM, CRITEO_DIM = 64, 32
+MANY = 32  # page reads in flight, where the host does not read one by one
+_LARGE_MEMORY = 8 << 30  # bytes of RAM from which tables have up to a million rows
+
+Tell = Callable[[str, float], None]
+Batch = list[tuple[int, Bags]]
+
+
+class Way(NamedTuple):
+    """One way of answering a batch: (number of the table, bags) -> sums."""
+
+    name: str
+    about: str
+    answer: Callable[[Batch], list[Rows]]
+
+
+class DemoFailed(EmucsdError):
+    """A way gave other sums than NumPy: a bug, and never to be shown as a result."""
+
+
+class _Tables(NamedTuple):
+    """A workload's tables, stored, and what they hold."""
+
+    stored: list[Table]
+    rows: list[Rows]
+
+
+def find_data() -> Path | None:
+    """The folder with the real logs: $EMUCSD_DATA, or shared/data beside the project; None: there is none."""
+    named = os.environ.get("EMUCSD_DATA")
+    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
+    for folder in (Path(named) if named else beside, beside):
+        if (folder / AMAZON_FILE).is_file():
+            return folder
+    return None
+
+
+def run_demo(
+    out: Path | None = None,
+    *,
+    data: Path | None = None,
+    profile: str = "rmssd",
+    most_rows: int | None = None,
+    users: int = AMAZON_USERS,
+    samples: int = 4096,
+    batch: int = 64,
+    seed: int = 1,
+    tell: Tell | None = None,
+) -> dict[str, Any]:
+    """Store the tables, answer both workloads each way, check every sum.
+
+    :param out: folder for ``demo.json`` and ``demo.png``; None writes neither
+    :param data: folder with ``amazon-video-games.txt`` (see ``find_data``); None: made histories
+    :param profile: of the drive; flash pages of 4 KiB
+    :param most_rows: of a Criteo-shaped table; None: a million, or a quarter of that where memory is small
+    :param users: histories in use, half of them to warm the host's cache up
+    :param samples: of Criteo's shape, after as many to warm up
+    :param batch: bags (or samples) that are asked for at once
+    :param tell: called with what goes on and how much of all is done, 0 to 1
+    :returns: ``environment``, ``profile``, ``workloads`` (each with ``tables`` and ``ways``), ``files``, ``seconds``
+    :raises DemoFailed: a sum differs
+    """
+    began = time.perf_counter()
+    tell = tell or (lambda _text, _done: None)
+    if most_rows is None:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        most_rows = 1_000_000 if memory >= _LARGE_MEMORY else 250_000
+    items = load_amazon(data / AMAZON_FILE) if data is not None else make_amazon(users, AMAZON_ITEMS, seed)
+    histories = items.bags.part(0, min(users, items.bags.count))
+    criteo = make_criteo(2 * samples, [min(rows, most_rows) for rows in CRITEO_ROWS], seed)
+    size = 4 * (items.rows * ITEM_DIM + sum(t.rows for t in criteo) * CRITEO_DIM)
+    with scratch_folder(2 * size) as folder, ExitStack() as stack:
+        tell("starting the drive", 0.0)
+        drive = stack.enter_context(
+            Drive.start(profile, size=int(1.2 * size) + (64 << 20), store=folder, clock="virtual")
+        )
+        rng = np.random.default_rng(seed)
+        shelf = _store(
+            drive,
+            [items._replace(bags=histories)],
+            ITEM_DIM,
+            rng,
+            stack,
+            lambda done: tell("storing items", 0.1 * done),
+        )
+        told = "Amazon video games" if data is not None else "made, with the skew of Amazon's video games"
+        half = histories.count // 2
+        found = [
+            {
+                "name": "items",
+                "about": f"users' histories of items ({told}): one bag each",
+                **_compare(
+                    drive, shelf, [histories], half, batch, lambda text, done: tell(f"items: {text}", 0.1 + 0.2 * done)
+                ),
+            }
+        ]
+        shelf = _store(
+            drive, criteo, CRITEO_DIM, rng, stack, lambda done: tell("storing Criteo-shaped tables", 0.3 + 0.4 * done)
+        )
+        found.append(
+            {
+                "name": "criteo",
+                "about": "samples of Criteo's shape: one id in each of 26 tables",
+                **_compare(
+                    drive,
+                    shelf,
+                    [t.bags for t in criteo],
+                    samples,
+                    batch,
+                    lambda text, done: tell(f"criteo: {text}", 0.7 + 0.3 * done),
+                ),
+            }
+        )
+        result: dict[str, Any] = {
+            "environment": environment(folder),
+            "profile": profile,
+            "clock": "virtual",
+            "workloads": found,
+        }
+    result["files"] = [] if out is None else write_files(out, result)
+    result["seconds"] = round(time.perf_counter() - began, 1)
+    return result
+
+
+# -- tables
+
+
+def _store(
+    drive: Drive,
+    tables: Sequence[Lookups],
+    dim: int,
+    rng: np.random.Generator,
+    stack: ExitStack,
+    tell: Callable[[float], None],
+) -> _Tables:
+    """Rows as an untrained embedding has them, on the drive and here."""
+    stored, kept = [], []
+    total, before = sum(t.rows for t in tables), 0
+    for number, lookups in enumerate(tables):
+        rows = rng.standard_normal((lookups.rows, dim), np.float32)
+        tell(before / total)
+        made = Table.create(drive, f"{lookups.name}-{number}", rows)
+        stored.append(stack.enter_context(made))
+        kept.append(rows)
+        before += lookups.rows
+    return _Tables(stored, kept)
+
+
+# -- the comparison
+
+
+def _compare(drive: Drive, tables: _Tables, bags: list[Bags], first: int, size: int, tell: Tell) -> dict[str, Any]:
+    """All ways over bags ``first`` and later; those before warm the host's cache up."""
+    before = [(number, some.part(0, first)) for number, some in enumerate(bags)]
+    batches = list(_batches(bags, first, size))
+    wanted = [[sums_in_order(tables.rows[number], some) for number, some in batch] for batch in batches]
+    found = []
+    for turn, way in enumerate(_ways(drive, tables.stored, before)):
+        tell(way.about, turn / 4)
+        found.append(_run(drive, way, batches, wanted, tables.rows))
+    return {
+        "tables": len(tables.stored),
+        "rows": sum(len(rows) for rows in tables.rows),
+        "bytes": sum(rows.nbytes for rows in tables.rows),
+        "bags": sum(some.count for batch in batches for _, some in batch),
+        "vectors": sum(len(some.indices) for batch in batches for _, some in batch),
+        "bags_a_batch": size,
+        "ways": _with_ratios(found),
+    }
+
+
+def _batches(bags: list[Bags], first: int, size: int) -> Iterator[Batch]:
+    for at in range(first, bags[0].count, size):
+        yield [(number, some.part(at, min(at + size, some.count))) for number, some in enumerate(bags)]
+
+
+def _ways(drive: Drive, stored: list[Table], before: Batch) -> Iterator[Way]:
+    for depth, name in ((1, "host"), (MANY, "host-async")):
+        host = HostLookup(drive, stored, depth=depth)
+        host.warm(before)
+        about = "pages to the host, one by one" if depth == 1 else f"pages to the host, {depth} in flight"
+        yield Way(name, about, host.lookup)
+        del host
+    yield Way("page", "summed in the drive, page reads", lambda batch: _in_drive(stored, batch, "page"))
+    yield Way("vector", "summed in the drive, vector reads", lambda batch: _in_drive(stored, batch, "vector"))
+
+
+def _in_drive(stored: list[Table], batch: Batch, grain: Any) -> list[Rows]:
+    return lookup_many([stored[n] for n, _ in batch], [(b.indices, b.offsets[:-1]) for _, b in batch], grain)
+
+
+def _run(drive: Drive, way: Way, batches: list[Batch], wanted: list[list[Rows]], rows: list[Rows]) -> dict[str, Any]:
+    """Answer every batch, one after the other; check; count."""
+    before, began = _counters(drive), drive.clock.now
+    answers = [[sums.copy() for sums in way.answer(batch)] for batch in batches]
+    passed, after = drive.clock.now - began, _counters(drive)
+    checked = ["numpy"]
+    for batch, sums, right in zip(batches, answers, wanted, strict=True):
+        _check(way, "NumPy", sums, right)
+        peer = torch_sums(rows, batch)
+        if peer is not None:
+            _check(way, "PyTorch", sums, peer)
+    if peer is not None:
+        checked.append("torch")
+    return {
+        "name": way.name,
+        "about": way.about,
+        "virtual_ns": passed,
+        **{name: after[name] - before[name] for name in after},
+        "equal_to": checked,
+    }
+
+
+def _check(way: Way, whose: str, sums: list[Rows], right: list[Rows]) -> None:
+    for number, (mine, theirs) in enumerate(zip(sums, right, strict=True)):
+        if not np.array_equal(mine.view(np.uint32), theirs.view(np.uint32)):
+            bag = int(np.flatnonzero((mine.view(np.uint32) != theirs.view(np.uint32)).any(axis=1))[0])
+            raise DemoFailed(
+                f"{way.about}: bag {bag} of table {number} is not {whose}'s sum; this is a bug of the drive"
+            )
+
+
+def torch_sums(rows: list[Rows], batch: Batch) -> list[Rows] | None:
+    """The same by PyTorch, or None where it is not installed."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    found = []
+    for number, bags in batch:
+        ids, offsets = torch.from_numpy(bags.indices), torch.from_numpy(bags.offsets)
+        weight = torch.from_numpy(rows[number])
+        sums = torch.nn.functional.embedding_bag(ids, weight, offsets, mode="sum", include_last_offset=True)
+        found.append(sums.numpy())
+    return found
+
+
+def _counters(drive: Drive) -> dict[str, int]:
+    """What crossed the link and what left the dies, as the drive counts it."""
+    stats = drive.control.stats()
+    port, flash = stats["ports"][drive.port], stats["nand"]["classes"]
+    return {
+        "link_bytes": int(port["link_in"]) + int(port["link_out"]),
+        "flash_reads": sum(int(flash[name]["reads"]) for name in ("block", "lookup")),
+        "flash_bytes": sum(int(flash[name]["nbytes"]) for name in ("block", "lookup")),
+    }
+
+
+def _with_ratios(ways: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How many times less than the first way: time and bytes over the link."""
+    base = ways[0]
+    for way in ways:
+        way["speedup"] = round(base["virtual_ns"] / max(way["virtual_ns"], 1), 3)
+        way["link_saving"] = round(base["link_bytes"] / max(way["link_bytes"], 1), 3)
+    return ways
+
+
+# -- files
+
+
+def write_files(out: Path, result: dict[str, Any]) -> list[str]:
+    """``demo.json``, and ``demo.png`` where matplotlib is installed. :returns: what was written"""
+    out.mkdir(parents=True, exist_ok=True)
+    written = [out / "demo.json"]
+    written[0].write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if draw_chart(out / "demo.png", result):
+        written.append(out / "demo.png")
+    return [str(path) for path in written]
+
+
+def draw_chart(path: Path, result: dict[str, Any]) -> bool:
+    """Bytes over the link and virtual time, a bar for each way. :returns: False without matplotlib"""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(10, 3.2 * len(result["workloads"])), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid: NDArray[Any] = figure.subplots(len(result["workloads"]), 2, squeeze=False)
+    for row, workload in zip(grid, result["workloads"], strict=True):
+        names = [way["about"] for way in workload["ways"]]
+        for axes, key, scale, unit in (
+            (row[0], "link_bytes", 1e6, "MB over the link"),
+            (row[1], "virtual_ns", 1e6, "ms of virtual time"),
+        ):
+            values = [way[key] / scale for way in workload["ways"]]
+            bars = axes.barh(names, values, color=["#9aa5b1", "#9aa5b1", "#5b8db8", "#1f5f99"])
+            axes.bar_label(bars, labels=[f"{value:,.3g}" for value in values], padding=3)
+            axes.set(title=f"{workload['name']}: {unit}", xlim=(0, 1.15 * max(values)))
+            axes.invert_yaxis()
+            axes.spines[["top", "right"]].set_visible(False)
+        row[1].set_yticklabels([])
+    figure.savefig(path, dpi=150)
+    return True
