@@ -420,7 +420,7 @@ def _value(row: Knob, value: Any, source: str) -> Any:
         )
     if not row.low <= value <= row.high:
         raise ProfileError(
-            f"{source}: {row.key} = {given!r}: must be {row.low:g} to {row.high:g} ({row.about}); choose one of these"
+            f"{source}: {row.key} = {given!r}: must be {row.low} to {row.high} ({row.about}); choose one of these"
         )
     if row.power and value & (value - 1):
         raise ProfileError(

@@ -126,7 +126,7 @@ def test_overrides_take_numbers_and_text() -> None:
     [
         ({"nand.raed_ns": 5}, r"override: nand\.raed_ns: no such setting, did you mean nand\.read_ns"),
         ({"read_ns": 5}, r"read_ns.*did you mean nand\.read_ns"),
-        ({"nand.read_ns": -1}, r"nand\.read_ns = -1: must be 0 to 1e\+09 \(array to page register\)"),
+        ({"nand.read_ns": -1}, r"nand\.read_ns = -1: must be 0 to 1000000000 \(array to page register\)"),
         ({"nand.read_ns": 2.5}, r"nand\.read_ns = 2\.5 is float, must be int"),
         ({"nand.read_ns": "fast"}, r"nand\.read_ns = 'fast' can't be read as int"),
         ({"nand.suspend": 1}, r"nand\.suspend = 1 is int, must be bool.*true or false"),

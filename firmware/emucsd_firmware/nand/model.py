@@ -10,7 +10,7 @@ from emucsd_firmware.nand import reliability
 from emucsd_firmware.nand.state import NEVER, Channel, Die, Job, Nand, Op, Queue
 from emucsd_firmware.profile import Profile
 
-POOL = 16_384  # operations in flight or waiting: 512 KiB, of which only what is in use is warm
+POOL = 65_536  # operations in flight or waiting: 2 MiB, of which only what is in use is warm
 QUEUES = 4  # a die's: one a traffic class, and one unused to keep the index a shift
 CLASSES = ("block", "lookup", "background")
 LINE = 64
