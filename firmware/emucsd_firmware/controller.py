@@ -157,10 +157,10 @@ class Controller:
             except MemoryMapError as problem:
                 self._fail(f"an admin queue has no memory: {problem}")
                 return
+            self.subsystem.host_came()
             self.queues.record["enabled"] = 1
         self.registers.csts = self.registers.csts.replace(rdy=1)
         self.in_use = True
-        self.subsystem.host_came()
         self.drive.plane.kick()
 
     def _shut_down(self, *, abrupt: bool) -> None:
@@ -238,6 +238,11 @@ class Controller:
     # the admin queue
 
     @property
+    def holds(self) -> bool:
+        """Whether completions wait for room in the admin completion queue."""
+        return bool(self._held)
+
+    @property
     def deadline(self) -> int | None:
         """When ``service`` has something to do though nothing was rung, on the subsystem's clock."""
         times = [self.keep_alive.deadline, self.subsystem.sanitizer.deadline]
@@ -264,7 +269,8 @@ class Controller:
 
     def post(self, cid: int, status: int, dw0: int = 0) -> None:
         """Complete an admin command, now or when its queue has room."""
-        self._held.append(Completion(cid, with_flags(status), dw0))
+        # plain ints: compiled code would be specialized anew for every enum
+        self._held.append(Completion(cid, with_flags(status), int(dw0)))
         self._flush_held()
 
     def _fetch(self) -> Sqe:

@@ -179,7 +179,7 @@ class Port:
             return
         elif self.trapped or self._only_messages(index, value):
             self.queues.doorbells[index] = value
-        if index < 2:
+        if index == 0 or (index == 1 and self.controller.holds):
             os.eventfd_write(self.admin_fd, 1)
         self._drive.plane.kick()
 

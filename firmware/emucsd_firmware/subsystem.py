@@ -87,7 +87,10 @@ class Subsystem:
         nvram.save(self._folder, self.nvram)
 
     def checkpoint(self) -> None:
-        """Add this run's counters to the drive's life: at shutdown, at power off, and now and then."""
+        """Add this run's counters to the drive's life: at shutdown, at power off, and now and then.
+
+        :raises StoreError: the disk does not take it
+        """
         self.nvram.totals = self.totals()
         for controller in self.controllers:
             controller.forget_counters()

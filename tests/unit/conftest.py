@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +13,18 @@ from tests.unit.nvme_host import Bench, Host
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path)
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """For a store: in memory where there is such a place, since every change of nvram.json waits for the disk."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="emucsd-test-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def bench(folder: Path) -> Iterator[Bench]:
+    bench = Bench(folder)
     yield bench
     bench.close()
 

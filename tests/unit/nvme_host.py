@@ -126,15 +126,21 @@ class Done(NamedTuple):
     sqhd: int
 
 
+class GuestMemory:
+    """Anonymous memory, with the address that a port is given."""
+
+    def __init__(self, size: int) -> None:
+        self.bytes = np.frombuffer(mmap.mmap(-1, size), np.uint8)
+        self.address = int(self.bytes.ctypes.data)
+
+
 class Host:
     """Drives one port: registers, an admin queue, and ``data`` as the buffer of every command."""
 
     def __init__(self, port: Port) -> None:
         self.port = port
-        self.memory = mmap.mmap(-1, MEMORY)
-        self.bytes = np.frombuffer(self.memory, np.uint8)
-        self.address = int(self.bytes.ctypes.data)
-        port.map(IOVA, MEMORY, self.address, writable=True)
+        self.memory = GuestMemory(MEMORY)
+        port.map(IOVA, MEMORY, self.memory.address, writable=True)
         self.start()
 
     def start(self) -> None:
@@ -171,10 +177,10 @@ class Host:
     # memory
 
     def poke(self, iova: int, data: bytes) -> None:
-        self.bytes[iova - IOVA : iova - IOVA + len(data)] = np.frombuffer(data, np.uint8)
+        self.memory.bytes[iova - IOVA : iova - IOVA + len(data)] = np.frombuffer(data, np.uint8)
 
     def peek(self, iova: int, count: int) -> bytes:
-        return ctypes.string_at(self.address + iova - IOVA, count)
+        return ctypes.string_at(self.memory.address + iova - IOVA, count)
 
     # commands
 
@@ -261,11 +267,11 @@ class Host:
 class Bench:
     """A subsystem of two ports over a small drive, in a folder that survives it."""
 
-    def __init__(self, folder: Path, profile: Profile | None = None) -> None:
+    def __init__(self, folder: Path, profile: Profile | None = None, identity: uuid.UUID | None = IDENTITY) -> None:
         self.folder = folder
         self.wall = Wall()
         self.drive = SmallDrive(profile or load("null", capacity_bytes=64 * MIB))
-        self.subsystem = Subsystem(folder, self.drive, now=self.wall, identity=IDENTITY)
+        self.subsystem = Subsystem(folder, self.drive, now=self.wall, identity=identity)
         self.records = np.zeros(2, PortState.dtype)
         self.queues = [QueueSet(self.records[n], n, bypass=bool(n), mode=0) for n in range(2)]
         self.ports = [Port(n, self.drive, self.subsystem, self.queues[n]) for n in range(2)]

@@ -71,7 +71,14 @@ def _create(controller: Controller, request: Request) -> int:
     wanted = IDENTIFY_NAMESPACE.unpack(request.read(IDENTIFY_BYTES))
     if wanted.flbas >= len(LBA_SHIFTS):
         raise Refused(Status.INVALID_FORMAT)
-    if wanted.dps or wanted.nmic & ~Nmic.SHARED or wanted.anagrpid or wanted.nvmsetid or wanted.endgid or wanted.lbstm:
+    if (
+        wanted.dps
+        or wanted.nmic not in (0, Nmic.SHARED)
+        or wanted.anagrpid
+        or wanted.nvmsetid
+        or wanted.endgid
+        or wanted.lbstm
+    ):
         raise Refused(Status.INVALID_FIELD)
     if wanted.ncap < wanted.nsze:
         raise Refused(Status.THIN_PROVISIONING_NOT_SUPPORTED)

@@ -46,7 +46,7 @@ class Refused(Exception):
 
 def with_flags(status: int) -> int:
     """A status with Do Not Retry where repeating the command would not help."""
-    return status if status == 0 or status in _TRANSIENT else status | DNR
+    return int(status if status == 0 or status in _TRANSIENT else status | DNR)
 
 
 @jit

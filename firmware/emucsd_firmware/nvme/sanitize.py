@@ -75,7 +75,8 @@ class Sanitizer:
         self._subsystem = subsystem
         self._record = subsystem.nvram.sanitize
         self._began = 0
-        self._ends = 0
+        self._ends: int | None = None
+        self._failed = False
 
     @property
     def in_progress(self) -> bool:
@@ -92,13 +93,13 @@ class Sanitizer:
     @property
     def deadline(self) -> int | None:
         """When ``advance`` has something to do, on the subsystem's clock."""
-        return self._ends if self.in_progress else None
+        return self._ends
 
     def apply(self) -> None:
         """Put a new drive's data plane in the state that was left; what was in progress begins anew."""
         with self._subsystem.drive.plane.paused():
             self._subsystem.drive.refuse_io(self.refusal)
-        if self.in_progress and self._ends == 0:
+        if self.in_progress and self._ends is None:
             self._erase()
 
     def start(self, dword: SanitizeDword, pattern: int) -> None:
@@ -130,8 +131,15 @@ class Sanitizer:
 
     def advance(self) -> None:
         """Complete what is due."""
-        if not self.in_progress or self._subsystem.now() < self._ends:
+        if self._ends is None or self._subsystem.now() < self._ends:
             return
+        if self._failed:
+            self._finish(SanitizeStatus.FAILED)
+        else:
+            self._succeed()
+        self._subsystem.report(Event.SANITIZE_COMPLETED)
+
+    def _succeed(self) -> None:
         dword = SanitizeDword(self._record.cdw10)
         if dword.sanact == Action.OVERWRITE:
             self._record.passes = dword.passes
@@ -139,7 +147,6 @@ class Sanitizer:
         self._record.written = self._subsystem.totals().blocks_written
         # data was deallocated whether the host wanted that or not: SANICAP says NDI, and the feature chose a warning
         self._finish(SanitizeStatus.COMPLETED_NO_DEALLOCATE if dword.ndas else SanitizeStatus.COMPLETED)
-        self._subsystem.report(Event.SANITIZE_COMPLETED)
 
     def note_writes(self) -> None:
         """Hosts may have written: then not all data of the subsystem is erased data any more."""
@@ -150,7 +157,7 @@ class Sanitizer:
         """Log page 81h."""
         self.note_writes()
         progress = 0xFFFF
-        if self.in_progress:
+        if self._ends is not None:
             elapsed = self._subsystem.now() - self._began
             progress = min(elapsed * 0x10000 // max(self._ends - self._began, 1), 0xFFFE)
         sstat = self._record.status | self._record.passes << 3
@@ -194,15 +201,14 @@ class Sanitizer:
                     subsystem.drive.format(namespaces.first_lpn(namespace), namespaces.pages(namespace))
         except (FirmwareError, OSError):
             log.exception("a sanitize operation has failed: I/O is refused until another one succeeds")
-            self._finish(SanitizeStatus.FAILED)
-            subsystem.report(Event.SANITIZE_COMPLETED)
-            return
-        self._began = subsystem.now()
-        self._ends = self._began + self.duration_ns(SanitizeDword(self._record.cdw10))
+            self._failed = True
+        self._began = self._ends = subsystem.now()
+        if not self._failed:
+            self._ends += self.duration_ns(SanitizeDword(self._record.cdw10))
 
     def _finish(self, status: SanitizeStatus) -> None:
         self._record.status = status
-        self._ends = 0
+        self._ends, self._failed = None, False
         with self._subsystem.drive.plane.paused():
             self._subsystem.drive.refuse_io(self.refusal)
         self._subsystem.save()
