@@ -31,6 +31,7 @@ from emucsd_femu.port import Device
 from emucsd_femu.server import Loop, Server
 from emucsd_femu.settings import Settings, parse, ready_fd
 from emucsd_firmware import build
+from emucsd_firmware.build import Build
 from emucsd_firmware.errors import FirmwareError
 from emucsd_wire import paths
 from emucsd_wire.paths import PathError
@@ -92,14 +93,16 @@ def logging_to(runtime: Path, level: int) -> Iterator[None]:
             handler.close()
 
 
-def open_drive(settings: Settings) -> Device:
-    """Build the drive. The firmware is imported here, once its policies and compile cache are chosen.
+def choose_build(settings: Settings) -> Build:
+    """Which policies, and where compiled firmware is kept: before anything imports numba."""
+    chosen = build.use_cache(settings.firmware)
+    if not chosen.warm:
+        log.info("compiling the data plane into %s: the first start takes longer", chosen.folder)
+    return chosen
 
-    :raises FirmwareError: profile, policies or store can't be used
-    """
-    built = build.use_cache(settings.firmware)
-    if not built.warm:
-        log.info("compiling the data plane into %s: the first start takes longer", built.folder)
+
+def open_drive(settings: Settings) -> Device:
+    """Put the drive together; the firmware is imported here. :raises FirmwareError: profile, policies or store"""
     from emucsd_firmware.drive import Drive
     from emucsd_firmware.profile import load
 
@@ -252,12 +255,14 @@ def serve(settings: Settings, waiting: Waiting) -> int:
 
 def _serve(settings: Settings, loop: Loop, signals: Signals, waiting: Waiting) -> int:
     begun = time.monotonic()
+    chosen = choose_build(settings)
     drive = open_drive(settings)
     clean = False
     try:
         with ExitStack() as stack:
             process = DriveProcess(settings, drive, loop, signals, stack)
             drive.start()
+            chosen.mark_warm()
             write_record(settings)
             stack.callback((settings.runtime / "drive.json").unlink, missing_ok=True)
             log.info("ready after %.2f s", time.monotonic() - begun)
