@@ -6,10 +6,16 @@ A round is: take over doorbells, let fetched commands act, run what is due, retr
 
 from __future__ import annotations
 
+from numba import types
+
 from emucsd_firmware.clock import NEVER, REAL, due, pop, push
+from emucsd_firmware.ftl.buffer import destage_all
 from emucsd_firmware.ftl.gc import background, next_background, on_job
 from emucsd_firmware.ftl.mapping import prefetch_page
-from emucsd_firmware.nand.timing import advance, close_job, job_finish, next_event, open_job, pop_done
+from emucsd_firmware.ftl.trim import deallocate
+from emucsd_firmware.ftl.write import set_write_cache
+from emucsd_firmware.lookup.requests import job_done, pump
+from emucsd_firmware.nand.timing import advance, close_job, job_finish, next_event, open_job, pop_done, room
 from emucsd_firmware.nvme.commands import (
     COMPLETE,
     EXECUTE,
@@ -23,17 +29,16 @@ from emucsd_firmware.nvme.commands import (
     sqe_at,
     take,
 )
-from emucsd_firmware.lookup.requests import job_done, pump
-from emucsd_firmware.lookup.state import REQUESTS
 from emucsd_firmware.nvme.dispatch import execute, incoming_bytes, peek_lpn, touched_bytes
 from emucsd_firmware.nvme.lookups import PARKED, next_answered
 from emucsd_firmware.nvme.queues import QUEUES, PortState, arm, cq_at, interrupt, read_tail, refresh_tail, sq_at
-from emucsd_firmware.state import DriveState, drive_at, port_of
+from emucsd_firmware.state import FIRST_FTL_JOB, DriveState, drive_at, port_of
 from emucsd_wire.words import (
     fence,
     get_i64,
     jit,
     jit_inline,
+    jit_unit,
     load_i64,
     monotonic,
     put_i64,
@@ -46,6 +51,7 @@ from emucsd_wire.words import (
 
 CALLED, SYNC = 1, 2  # why ``run`` returned
 
+ROOM = 8192  # flash operations that a burst may need (32 commands of 256 pages): with less left nothing is fetched
 BURST = 32  # entries taken from one queue before the next has its turn
 SPINS = 4096  # idle rounds before the first sleep: some 100 us
 YIELD_EVERY = 64
@@ -59,7 +65,7 @@ WAKE_EARLY_NS = 80_000  # a sleep ends this much before the next event is due
 _HOST_NOW, _WAIT, _GRANTED, _DRIVE_NOW, _ASLEEP, _ATTACHED = 1, 2, 3, 4, 5, 6
 
 
-@jit
+@jit_unit
 def act(drive: DriveState, slot: int) -> None:
     """Run a command at the drive's present time; it completes now, when its job ends, or when its lookup does."""
     command = command_at(drive.commands.slots, slot)
@@ -78,11 +84,11 @@ def act(drive: DriveState, slot: int) -> None:
         answer(drive, slot, finish)
 
 
-@jit
+@jit_unit
 def fetch(drive: DriveState, port: PortState, qid: int) -> int:
     """Take up to BURST entries of a queue; those that cost no time on the way act at once. :returns: how many"""
     waiting = refresh_tail(port, qid)
-    if waiting == 0:
+    if waiting == 0 or room(drive.nand) < ROOM:
         return 0
     count = min(waiting, BURST, drive.commands.free_count)
     now = drive.clock.now
@@ -90,7 +96,7 @@ def fetch(drive: DriveState, port: PortState, qid: int) -> int:
     for _ in range(count):
         slot = take(drive.commands)
         load(drive.commands, port, qid, slot, now)
-        lpn = peek_lpn(port, sqe_at(drive.commands.sqes, slot))
+        lpn = peek_lpn(drive, port, sqe_at(drive.commands.sqes, slot))
         if lpn >= 0:
             prefetch_page(drive.ftl, lpn)
     if port.shadow != 0:
@@ -112,7 +118,7 @@ def fetch(drive: DriveState, port: PortState, qid: int) -> int:
     return count
 
 
-@jit
+@jit_unit
 def fetch_all(drive: DriveState) -> int:
     """One turn over every live queue of both ports. :returns: commands fetched"""
     fetched = 0
@@ -129,7 +135,7 @@ def fetch_all(drive: DriveState) -> int:
     return fetched
 
 
-@jit
+@jit_unit
 def reap(drive: DriveState) -> None:
     """Jobs that ended: commands answer, and lookups hand their sums to the commands that wait for them."""
     while True:
@@ -139,7 +145,7 @@ def reap(drive: DriveState) -> None:
         when = job_finish(drive.nand, job)
         if job < SLOTS:
             answer(drive, job, when)
-        elif job < SLOTS + REQUESTS:
+        elif job < FIRST_FTL_JOB:
             job_done(drive.lookup, job, when)
         else:
             on_job(drive.ftl, drive.nand, job, when)
@@ -168,7 +174,7 @@ def idle_due(drive: DriveState) -> int:
     return max(next_background(drive.ftl), drive.idle_after)
 
 
-@jit
+@jit_unit
 def run_until(drive: DriveState, until: int) -> int:
     """Run every event with time <= ``until``, in order of time. :returns: how many moments had events
 
@@ -207,7 +213,7 @@ def _run_token(drive: DriveState, token: int) -> None:
         complete(drive.clock, drive.commands, port, slot)
 
 
-@jit
+@jit_unit
 def raise_interrupts(drive: DriveState) -> None:
     """One eventfd write for each completion queue that got entries, and another try for what had no room."""
     for number in range(2):
@@ -222,7 +228,7 @@ def raise_interrupts(drive: DriveState) -> None:
                 interrupt(port, cqid)
 
 
-@jit
+@jit_unit
 def round_real(drive: DriveState) -> int:
     """One round by the wall clock. :returns: how much there was to do"""
     work = 0
@@ -287,7 +293,7 @@ def _grant(drive: DriveState, target: int) -> None:
             store_i64(port.words, _GRANTED, _word(port, _WAIT))
 
 
-@jit
+@jit_unit
 def round_virtual(drive: DriveState) -> int:
     """One round by the virtual clock: nothing moves until every host waits; then queues in order, then events."""
     if attached_ports(drive) == 0:
@@ -373,7 +379,7 @@ def _patience(drive: DriveState) -> int:
     return timeout
 
 
-@jit
+@jit_unit
 def sleep(drive: DriveState) -> None:
     """Sleep until a doorbell, the control thread, or the next event. Say so first, then look once more."""
     timeout = _patience(drive)
@@ -440,3 +446,29 @@ def finish_sync(address: int) -> None:
 def wants_sync(address: int) -> int:
     """Whether commands wait for the disk."""
     return 1 if drive_at(address, 0).commands.syncing != 0 else 0
+
+
+@jit
+def destage(address: int) -> int:
+    """Empty the write buffer, for the control plane. :returns: 0 or a status"""
+    drive = drive_at(address, 0)
+    return destage_all(drive.ftl, drive.nand, drive.clock.now)
+
+
+@jit
+def forget(address: int, lpn: int, count: int) -> int:
+    """Drop logical pages, for the control plane (Format, Sanitize, namespaces that go). :returns: 0 or a status"""
+    return deallocate(drive_at(address, 0).ftl, lpn, count)
+
+
+@jit
+def write_cache(address: int, on: int) -> int:
+    """Turn the volatile write cache on or off, for the control plane. :returns: 0 or a status"""
+    drive = drive_at(address, 0)
+    return set_write_cache(drive.ftl, drive.nand, drive.clock.now, on)
+
+
+def compile_all() -> None:
+    """Compile every entry point, or load it from the cache: from then on nothing here waits for the compiler."""
+    for function, arguments in ((run, 1), (finish_sync, 1), (destage, 1), (forget, 3), (write_cache, 2)):
+        function.compile((types.int64,) * arguments)

@@ -78,7 +78,7 @@ def resolve(memory: Memory, iova: int, length: int, writing: int) -> int:
     if index < memory.count:
         region = region_at(memory.regions, index)
         inside = iova - region.iova
-        if 0 <= inside and inside <= region.size - length and (region.writable != 0 or writing == 0):
+        if inside >= 0 and inside <= region.size - length and (region.writable != 0 or writing == 0):
             return region.address + inside
     index = _search(memory, iova)
     if index < 0:

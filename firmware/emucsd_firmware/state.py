@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from emucsd_firmware.clock import Clock
 from emucsd_firmware.ftl.state import Ftl
-from emucsd_firmware.lookup.state import Lookup
+from emucsd_firmware.lookup.state import REQUESTS, Lookup
 from emucsd_firmware.memory import Transfer
 from emucsd_firmware.nand.state import Nand
-from emucsd_firmware.nvme.commands import Commands, Costs
+from emucsd_firmware.nvme.commands import SLOTS, Commands, Costs
 from emucsd_firmware.nvme.queues import PortState
 from emucsd_wire.layout import I64, State
 from emucsd_wire.words import jit_inline, pointer
 
 PORTS = 2
+FIRST_FTL_JOB = SLOTS + REQUESTS  # NAND jobs: commands, then lookups, then the FTL's own
 
 
 class DriveState(State):

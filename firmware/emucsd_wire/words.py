@@ -11,54 +11,22 @@ import platform
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from emucsd_wire.compiled import jit, jit_inline, jit_unit, record_type
 from emucsd_wire.layout import State
 
-F = TypeVar("F", bound=Callable[..., Any])
+__all__ = ["jit", "jit_inline", "jit_unit"]  # beside what is defined here
+
 T = TypeVar("T")
 
 _I64 = ir.IntType(64)
 _I32 = ir.IntType(32)
 _I8P = ir.IntType(8).as_pointer()
-
-
-def jit(function: F) -> F:
-    """Compile for the data plane: no GIL, no Python objects, cached on disk, division as C does it."""
-    compiled: F = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)(function)
-    return _one_version(compiled)
-
-
-def jit_inline(function: F) -> F:
-    """As ``jit``, for one-liners: LLVM is told to inline them wherever they are called."""
-    compiled: F = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False, forceinline=True)(function)
-    return _one_version(compiled)
-
-
-def _one_version(compiled: F) -> F:
-    """Calls with constants and with narrow fields use the int64 version.
-
-    Numba would compile the function, and all that it calls, once more for each constant and each width that it is
-    called with: most of the time of a first start, for no gain, since LLVM propagates constants anyway.
-    """
-    dispatcher: Any = compiled
-    original = dispatcher.get_call_template
-
-    def widened(args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
-        return original(tuple(_wide_type(a) for a in args), {name: _wide_type(a) for name, a in kws.items()})
-
-    dispatcher.get_call_template = widened
-    return compiled
-
-
-def _wide_type(kind: Any) -> Any:
-    kind = types.unliteral(kind)
-    return types.int64 if isinstance(kind, types.Integer) and kind.bitwidth < 64 else kind
 
 
 def pointer(layout: type[T]) -> Callable[[int, int], T]:
@@ -74,12 +42,7 @@ def pointer(layout: type[T]) -> Callable[[int, int], T]:
 
 def pointer_to(layout: type[T], dtype: np.dtype[Any]) -> Callable[[int, int], T]:
     """``pointer`` for any layout class whose dtype is given. Raw bytes are no field in compiled code."""
-    fields = [(name, *spec[:2]) for name, spec in (dtype.fields or {}).items() if spec[0].kind != "V" or spec[0].names]
-    names, formats, offsets = zip(*fields, strict=True)
-    visible = np.dtype(
-        {"names": names, "formats": formats, "offsets": offsets, "itemsize": dtype.itemsize}, align=dtype.isalignedstruct
-    )
-    record = numba.from_dtype(visible)
+    record = record_type(layout, dtype)
     size = dtype.itemsize
 
     @intrinsic  # type: ignore[untyped-decorator]

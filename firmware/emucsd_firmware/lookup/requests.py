@@ -27,7 +27,7 @@ from emucsd_firmware.nand.jobs import close_job, open_job
 from emucsd_firmware.nand.state import Nand
 from emucsd_wire.nvme import Status
 from emucsd_wire.vendor import LOOKUP_HEADER, MAX_PAYLOAD, MAX_RESULT, MAX_TABLES, MAX_TAGS, LookupFlag
-from emucsd_wire.words import get_i64, get_u8, get_u16, get_u32, jit, jit_inline, put_i64
+from emucsd_wire.words import get_i64, get_u8, get_u16, get_u32, jit, jit_inline, jit_unit, put_i64
 
 _INVALID_FIELD = int(Status.INVALID_FIELD)
 _SIZE_LIMIT = int(Status.COMMAND_SIZE_LIMIT)
@@ -109,7 +109,7 @@ def first_bad_offset(offsets: int, bags: int, ids: int) -> int:
     return -1
 
 
-@jit
+@jit_unit
 def send(lookup: Lookup, now: int, port: int, tag: int, count: int) -> int:
     """Take up the request whose ``count`` bytes were copied to ``payload()``. 0, or a status and ``lookup.position``.
 
@@ -168,7 +168,7 @@ def _nanoseconds(lookup: Lookup, cycles: int) -> int:
     return (cycles * lookup.cycle_ps + 999) // 1000
 
 
-@jit
+@jit_unit
 def pump(lookup: Lookup, ftl: Ftl, nand: Nand, now: int) -> None:
     """One slice of the translator's work. To be called when ``lookup.wake`` has come; it says when to call again."""
     if now < lookup.wake or lookup.head < 0:

@@ -46,7 +46,7 @@ from emucsd_firmware.nand.state import (
     op_at,
     queue_at,
 )
-from emucsd_wire.words import get_i64, jit, jit_inline, put_i64
+from emucsd_wire.words import get_i64, jit, jit_inline, jit_unit, put_i64
 
 __all__ = [
     "BACKGROUND",
@@ -102,7 +102,7 @@ def _pass_by(nand: Nand, now: int, kind: int, traffic: int, ppn: int, nbytes: in
         job_at(nand.jobs, job).finish = end
 
 
-@jit
+@jit_unit
 def submit(nand: Nand, now: int, kind: int, traffic: int, ppn: int, nbytes: int, job: int, retries: int) -> None:
     """An operation arrives at its die.
 
@@ -153,7 +153,7 @@ def submit(nand: Nand, now: int, kind: int, traffic: int, ppn: int, nbytes: int,
             nand.next = min(nand.next, now)
 
 
-@jit
+@jit_unit
 def advance(nand: Nand, until: int) -> None:
     """Run all events up to and including a time. NEVER runs everything that is under way."""
     if nand.next > until:

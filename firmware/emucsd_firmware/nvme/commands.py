@@ -15,7 +15,7 @@ from emucsd_firmware.clock import REAL, Clock, push, record_lateness
 from emucsd_firmware.nvme.queues import PortState, cq_at, has_room, post, record_error, sq_at
 from emucsd_wire.layout import I64, State
 from emucsd_wire.nvme import DNR, SQE, Sqe
-from emucsd_wire.words import copy, get_i64, jit, jit_inline, pointer, pointer_to, put_i64
+from emucsd_wire.words import copy, get_i64, jit, jit_inline, jit_unit, pointer, pointer_to, put_i64
 
 SLOTS = 16384  # commands in flight over both ports; a full pool stops fetching
 EXECUTE, COMPLETE = 0, 1  # low bit of a clock token; the slot is above it
@@ -130,7 +130,7 @@ def front_end(costs: Costs, port: PortState, now: int, pages: int, incoming: int
     return arrival
 
 
-@jit
+@jit_unit
 def respond(clock: Clock, costs: Costs, commands: Commands, port: PortState, slot: int, when: int) -> None:
     """The media work of a command ended at ``when``: send its data over the link, then complete it."""
     command = command_at(commands.slots, slot)
@@ -150,7 +150,7 @@ def respond(clock: Clock, costs: Costs, commands: Commands, port: PortState, slo
         push(clock, when, 2 * slot + COMPLETE)
 
 
-@jit
+@jit_unit
 def complete(clock: Clock, commands: Commands, port: PortState, slot: int) -> None:
     """Post the completion, or hold it until its queue has room. A deleted queue's commands end here in silence."""
     command = command_at(commands.slots, slot)

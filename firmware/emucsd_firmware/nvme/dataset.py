@@ -25,7 +25,7 @@ from emucsd_wire.nvme import (
     DsmRange,
     Sqe,
 )
-from emucsd_wire.words import copy, jit, pointer_to
+from emucsd_wire.words import copy, jit_unit, pointer_to
 
 _INVALID_FIELD = int(nvme.Status.INVALID_FIELD)
 _READ_ONLY = int(nvme.Status.WRITE_TO_READ_ONLY)
@@ -39,7 +39,7 @@ dsm_range_at = pointer_to(DsmRange, DSM_RANGE.dtype)
 copy_range_at = pointer_to(CopyRange, COPY_RANGE.dtype)
 
 
-@jit
+@jit_unit
 def _deallocate_blocks(drive: DriveState, space: NamespaceState, slot: int, command: Command, at: int, n: int) -> int:
     """Blocks [at, at + n) read as zeros from now on: whole pages lose their mapping, edges are written as zeros."""
     ftl = drive.ftl
@@ -61,7 +61,7 @@ def _deallocate_blocks(drive: DriveState, space: NamespaceState, slot: int, comm
     return deallocate(ftl, space.first_lpn + first_whole, end_whole - first_whole)
 
 
-@jit
+@jit_unit
 def dataset_management(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     """Dataset Management (09h): every range is checked before the first is deallocated; hints are accepted."""
     space = namespace_at(port.namespaces, command.nsid)
@@ -93,7 +93,7 @@ def dataset_management(drive: DriveState, port: PortState, slot: int, command: C
     return 0
 
 
-@jit
+@jit_unit
 def write_zeroes(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     """Write Zeroes (08h): done by deallocation, since deallocated blocks read as zeros here (DLFEAT 001b)."""
     space = namespace_at(port.namespaces, command.nsid)
@@ -111,7 +111,7 @@ def write_zeroes(drive: DriveState, port: PortState, slot: int, command: Command
     return _deallocate_blocks(drive, space, slot, command, first, blocks)
 
 
-@jit
+@jit_unit
 def copy_blocks(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     """Copy (19h), source descriptor format 0: ranges of this namespace, in order, to one destination."""
     space = namespace_at(port.namespaces, command.nsid)
@@ -155,7 +155,7 @@ def copy_blocks(drive: DriveState, port: PortState, slot: int, command: Command,
     return 0
 
 
-@jit
+@jit_unit
 def _copy_range(
     drive: DriveState, space: NamespaceState, slot: int, command: Command, source: int, target: int, blocks: int
 ) -> int:

@@ -22,7 +22,7 @@ from emucsd_firmware.nvme.queues import NAMESPACES, PortState, namespace_at
 from emucsd_firmware.state import DriveState
 from emucsd_wire import nvme
 from emucsd_wire.nvme import Sqe
-from emucsd_wire.words import jit
+from emucsd_wire.words import jit, jit_unit
 
 _INVALID_OPCODE = int(nvme.Status.INVALID_OPCODE)
 _INVALID_FIELD = int(nvme.Status.INVALID_FIELD)
@@ -35,7 +35,7 @@ _FUSE = 3
 
 
 @jit
-def peek_lpn(port: PortState, sqe: Sqe) -> int:
+def peek_lpn(drive: DriveState, port: PortState, sqe: Sqe) -> int:
     """The page of a one-page read or write, for prefetching its map entry; -1 when there is nothing to fetch early."""
     opcode, nsid = np.int64(sqe.opcode), np.int64(sqe.nsid)
     if (opcode != _READ and opcode != _WRITE) or nsid < 1 or nsid > NAMESPACES:
@@ -44,7 +44,7 @@ def peek_lpn(port: PortState, sqe: Sqe) -> int:
     first = slba(sqe)
     if space.attached == 0 or first < 0 or first >= space.blocks:
         return -1
-    return space.first_lpn + (first >> space.page_shift)
+    return space.first_lpn + (first >> (drive.ftl.page_shift - space.lba_shift))
 
 
 @jit
@@ -71,7 +71,7 @@ def incoming_bytes(port: PortState, sqe: Sqe) -> int:
     return 0
 
 
-@jit
+@jit_unit
 def execute(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     """Run one I/O command. :returns: its status, or PARKED when a lookup completes it later"""
     opcode = command.opcode

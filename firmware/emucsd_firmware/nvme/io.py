@@ -18,7 +18,7 @@ from emucsd_firmware.nvme.queues import NAMESPACES, NamespaceState, PortState, n
 from emucsd_firmware.state import DriveState
 from emucsd_wire import nvme
 from emucsd_wire.nvme import MAX_TRANSFER, Sqe
-from emucsd_wire.words import fill, jit, jit_inline
+from emucsd_wire.words import fill, jit, jit_inline, jit_unit
 
 _INVALID_NAMESPACE = int(nvme.Status.INVALID_NAMESPACE)
 _INVALID_FIELD = int(nvme.Status.INVALID_FIELD)
@@ -73,7 +73,7 @@ def check_media(drive: DriveState, space: NamespaceState, lpn: int, start: int, 
     return _UNRECOVERED if mask & wanted != 0 else 0
 
 
-@jit
+@jit_unit
 def read(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     """Read (02h): pages to the host's segments. :returns: 0 or a status"""
     space = namespace_at(port.namespaces, command.nsid)
@@ -94,7 +94,7 @@ def read(drive: DriveState, port: PortState, slot: int, command: Command, sqe: S
     return _read_pages(drive, space, slot, first << space.lba_shift, left, 1)
 
 
-@jit
+@jit_unit
 def _read_pages(drive: DriveState, space: NamespaceState, slot: int, start: int, left: int, out: int) -> int:
     """Charge and (``out`` 1) copy a byte range of a namespace, page by page."""
     ftl = drive.ftl
@@ -121,7 +121,7 @@ def _read_pages(drive: DriveState, space: NamespaceState, slot: int, start: int,
     return result
 
 
-@jit
+@jit_unit
 def write(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     """Write (01h): the host's segments to new flash pages or the DRAM buffer. :returns: 0 or a status"""
     space = namespace_at(port.namespaces, command.nsid)
@@ -146,7 +146,7 @@ def write(drive: DriveState, port: PortState, slot: int, command: Command, sqe: 
     return write_pages(drive, space, slot, command, first << space.lba_shift, left, fua, 1)
 
 
-@jit
+@jit_unit
 def write_pages(
     drive: DriveState, space: NamespaceState, slot: int, command: Command, start: int, left: int, fua: int, host: int
 ) -> int:
@@ -174,7 +174,7 @@ def write_pages(
     return 0
 
 
-@jit
+@jit_unit
 def finish_page(
     drive: DriveState, space: NamespaceState, slot: int, command: Command, lpn: int, offset: int, piece: int, fua: int
 ) -> int:
@@ -189,7 +189,7 @@ def finish_page(
     return 0
 
 
-@jit
+@jit_unit
 def flush_namespace(drive: DriveState, port: PortState, slot: int, command: Command) -> int:
     """Flush (00h), for one namespace or all (the write buffer is one): completes when everything is on flash."""
     if command.nsid != _NSID_ALL:
@@ -201,7 +201,7 @@ def flush_namespace(drive: DriveState, port: PortState, slot: int, command: Comm
     return flush(drive.ftl, drive.nand, drive.clock.now, slot)
 
 
-@jit
+@jit_unit
 def compare(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     """Compare (05h). :returns: 0, Compare Failure, or another status"""
     space = namespace_at(port.namespaces, command.nsid)
@@ -239,7 +239,7 @@ def compare(drive: DriveState, port: PortState, slot: int, command: Command, sqe
     return 0
 
 
-@jit
+@jit_unit
 def verify(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     """Verify (0Ch): read and check without a transfer."""
     space = namespace_at(port.namespaces, command.nsid)
@@ -252,7 +252,7 @@ def verify(drive: DriveState, port: PortState, slot: int, command: Command, sqe:
     return _read_pages(drive, space, slot, first << space.lba_shift, blocks << space.lba_shift, 0)
 
 
-@jit
+@jit_unit
 def write_uncorrectable(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     """Write Uncorrectable (04h): these blocks fail to read until they are written again."""
     space = namespace_at(port.namespaces, command.nsid)

@@ -19,12 +19,12 @@ from emucsd_firmware.nvme.prp import map_data
 from emucsd_firmware.nvme.queues import PortState
 from emucsd_firmware.state import DriveState, drive_at, port_of
 from emucsd_wire.nvme import Sqe
-from emucsd_wire.words import jit
+from emucsd_wire.words import jit, jit_unit
 
 PARKED = -2  # as a status: somebody else completes this command later
 
 
-@jit
+@jit_unit
 def lookup_send(drive: DriveState, port: PortState, command: Command, sqe: Sqe) -> int:
     """LOOKUP_SEND (81h). dw0 of a refusal is the position of the first bad id or offset."""
     tag, count = np.int64(sqe.cdw10), np.int64(sqe.cdw12)
@@ -44,7 +44,7 @@ def lookup_send(drive: DriveState, port: PortState, command: Command, sqe: Sqe) 
     return status
 
 
-@jit
+@jit_unit
 def lookup_read(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     """LOOKUP_READ (82h). dw0 of Unrecovered Read is the position of the id whose row cannot be read."""
     tag, count = np.int64(sqe.cdw10), np.int64(sqe.cdw12)
@@ -78,7 +78,7 @@ def take_sums(drive: DriveState, number: int) -> int:
     return status
 
 
-@jit
+@jit_unit
 def next_answered(drive: DriveState) -> int:
     """The slot of the next parked command whose sums are ready and are now copied, or -1."""
     number = pop_done(drive.lookup)

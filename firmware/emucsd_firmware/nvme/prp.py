@@ -11,7 +11,7 @@ import numpy as np
 from emucsd_firmware.memory import Memory, Transfer, append, resolve, start
 from emucsd_wire import nvme
 from emucsd_wire.nvme import PAGE, SGL_DESCRIPTOR, SGL_LAST_SEGMENT, SGL_SEGMENT, SglDescriptor, Sqe
-from emucsd_wire.words import get_i64, jit, pointer_to
+from emucsd_wire.words import get_i64, jit, jit_unit, pointer_to
 
 sgl_at = pointer_to(SglDescriptor, SGL_DESCRIPTOR.dtype)
 
@@ -137,7 +137,7 @@ def _check_total(transfer: Transfer, length: int) -> int:
     return _SGL_LENGTH if transfer.total != length else 0
 
 
-@jit
+@jit_unit
 def map_data(memory: Memory, transfer: Transfer, sqe: Sqe, length: int, writing: int) -> int:
     """Segments of a command's data by PRP or SGL as PSDT says. ``writing`` 1: the drive writes to the host."""
     psdt = (np.int64(sqe.flags) >> 6) & 3

@@ -64,7 +64,6 @@ class NamespaceState(State):
     attached: I64
     blocks: I64
     lba_shift: I64
-    page_shift: I64  # from a block number to a page number: flash page bits - lba_shift
     first_lpn: I64
     write_protected: I64
 
