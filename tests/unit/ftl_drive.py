@@ -177,11 +177,9 @@ def stamp_page(target: int, lpn: int, version: int, page_bytes: int) -> None:
 
 
 def tiny(name: str = "null", **overrides: Any) -> Profile:
-    """A profile small enough that garbage collection is never far: 2 x 2 dies, 12 blocks of 8 pages, 1 MiB."""
-    small = {
-        **{"geometry.channels": 2, "geometry.dies": 2, "geometry.planes": 1, "geometry.blocks": 14},
-        **{"geometry.pages": 8, "geometry.page_bytes": 4096, "capacity_bytes": 1 << 20},
-    }
+    """A profile small enough that garbage collection is never far: 2 x 2 dies, 14 blocks of 8 pages, 1 MiB."""
+    shape = {"channels": 2, "dies": 2, "planes": 1, "blocks": 14, "pages": 8, "page_bytes": 4096}
+    small = {f"geometry.{key}": value for key, value in shape.items()} | {"capacity_bytes": 1 << 20}
     return profiles.load(name, **{**small, **overrides})
 
 

@@ -39,7 +39,7 @@ from emucsd_firmware.ftl.state import (
 from emucsd_firmware.nand.jobs import close_job, end_job, open_job
 from emucsd_firmware.nand.state import BACKGROUND, BLOCK, Nand, job_at
 from emucsd_wire.nvme import Status
-from emucsd_wire.words import copy, fill, get_i64, jit, jit_unit, jit_inline, put_i64
+from emucsd_wire.words import copy, fill, get_i64, jit, jit_inline, jit_unit, put_i64
 
 _CAPACITY = int(Status.CAPACITY_EXCEEDED)
 _WRITE_FAULT = int(Status.WRITE_FAULT)

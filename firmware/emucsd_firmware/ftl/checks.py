@@ -20,7 +20,8 @@ def digest(a: int, b: int, c: int, d: int, e: int) -> int:
     mixed = (mixed ^ (mixed >> _S1) ^ np.uint64(c)) * _K3
     mixed = (mixed ^ (mixed >> _S2) ^ np.uint64(d)) * _K1
     mixed = (mixed ^ (mixed >> _S1) ^ np.uint64(e)) * _K2
-    return max(np.int64((mixed ^ (mixed >> _S2)) & _LOW), 1)
+    low: int = np.int64((mixed ^ (mixed >> _S2)) & _LOW)  # type: ignore[assignment]
+    return max(low, 1)
 
 
 @jit
@@ -34,4 +35,5 @@ def checksum(address: int, count: int) -> int:
         d = (d ^ np.uint64(get_i64(address, index + 3))) * _K1
         a ^= (a >> _S2) ^ d
     mixed = ((a ^ (b >> _S1)) * _K2) ^ ((c ^ (d >> _S1)) * _K3)
-    return max(np.int64((mixed ^ (mixed >> _S2)) & _LOW), 1)
+    low: int = np.int64((mixed ^ (mixed >> _S2)) & _LOW)  # type: ignore[assignment]
+    return max(low, 1)

@@ -8,7 +8,7 @@ from emucsd_firmware.ftl.reclaim import any_place, collect, relieve
 from emucsd_firmware.ftl.state import RESERVE, Ftl
 from emucsd_firmware.nand.state import Nand
 from emucsd_firmware.policy import pick_die, stream_of
-from emucsd_wire.words import get_i64, jit, jit_unit, jit_inline, put_i64
+from emucsd_wire.words import get_i64, jit, jit_inline, jit_unit, put_i64
 
 
 @jit_inline

@@ -42,7 +42,7 @@ from emucsd_firmware.nand.reliability import erase_fails
 from emucsd_firmware.nand.state import BACKGROUND, ERASE, Nand
 from emucsd_firmware.nand.timing import submit
 from emucsd_firmware.policy import gc_score
-from emucsd_wire.words import copy, get_i64, get_u8, get_u32, jit, jit_unit, jit_inline, put_u8, put_u32
+from emucsd_wire.words import copy, get_i64, get_u8, get_u32, jit, jit_inline, jit_unit, put_u8, put_u32
 
 SHARE = 0  # budget for collect(): what one host page owes
 _AHEAD = 8  # pages whose map entries are asked for before they are looked at

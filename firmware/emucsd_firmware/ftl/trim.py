@@ -22,7 +22,7 @@ from emucsd_firmware.ftl.state import (
     trim_record_at,
 )
 from emucsd_wire.nvme import Status
-from emucsd_wire.words import get_u16, jit, jit_unit, jit_inline, load_i64, put_u32, store_i64, store_u8
+from emucsd_wire.words import get_u16, jit, jit_inline, jit_unit, load_i64, put_u32, store_i64, store_u8
 
 JOURNAL_FULL = (
     0x021  # Command Interrupted: retry once a checkpoint has emptied the journal (the control thread is told)

@@ -23,7 +23,7 @@ from emucsd_firmware.ftl.program import invalidate
 from emucsd_firmware.ftl.state import BUFFERED_BIT, SLOT_MASK, Ftl, place_at, slot_at
 from emucsd_firmware.nand.state import BLOCK, Nand
 from emucsd_wire.nvme import Status
-from emucsd_wire.words import jit, jit_unit, jit_inline
+from emucsd_wire.words import jit, jit_inline, jit_unit
 
 __all__ = ["bad_mask", "commit_write", "flush", "mark_bad", "prepare_write", "set_write_cache"]
 
