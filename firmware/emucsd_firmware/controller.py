@@ -24,7 +24,7 @@ from emucsd_firmware.nvme.request import HostData, Refused, Request, with_flags
 from emucsd_wire.features import Feature, Queues
 from emucsd_wire.logs import CriticalWarning, Effect, Event
 from emucsd_wire.nvme import SQE, Admin, Register, Sqe, Status
-from emucsd_wire.registers import NSSR_NVME, SHN_ABRUPT, SHN_NONE, SHST_COMPLETE, Cc
+from emucsd_wire.registers import NSSR_NVME, SHN_NONE, SHST_COMPLETE, Cc
 from emucsd_wire.words import jit
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Controller:
             self._stop(keep_admin=True)
             self.registers.cc = new
         if new.shn != SHN_NONE and new.shn != old.shn:
-            self._shut_down(abrupt=new.shn == SHN_ABRUPT)
+            self._shut_down()
 
     def _enable(self, cc: Cc) -> None:
         aqa = self.registers.aqa
@@ -163,13 +163,11 @@ class Controller:
         self.in_use = True
         self.drive.plane.kick()
 
-    def _shut_down(self, *, abrupt: bool) -> None:
-        """CC.SHN: everything is on flash before CSTS says so. No command is taken until the next reset."""
+    def _shut_down(self) -> None:
+        """CC.SHN, normal or abrupt: all is on flash before CSTS says so. No command is taken until the next reset."""
         with self.drive.plane.paused():
             self._quiet()
             self.drive.flush()
-            if not abrupt:
-                self.drive.checkpoint()
         self.registers.csts = self.registers.csts.replace(shst=SHST_COMPLETE)
         if self.in_use:
             self.in_use = False
@@ -261,6 +259,7 @@ class Controller:
         self._check_doorbells()
         if self.subsystem.now() >= self._health_due:
             self.check_health()
+            self.subsystem.keep()
         worked = self._flush_held()
         while not self._held and self.ready and admin_waiting(self.queues.address):
             self._run(self._fetch())

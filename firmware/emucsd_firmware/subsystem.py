@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MODEL = "emucsd computational storage drive"
 FIRMWARE = "0.1"
 CONTROLLERS = (1, 2)
+KEEP_NS = 600_000_000_000
 
 _COUNTED = ("reads", "writes", "blocks_read", "blocks_written", "busy_ns", "media_errors")
 
@@ -99,6 +100,15 @@ class Subsystem:
         self._powered, self._started = self.nvram.totals.powered_ns, self.now()
         self.sanitizer.note_writes()
         self.save()
+
+    def keep(self) -> None:
+        """Save the counters when the last time is long ago: a drive that is killed loses what came after."""
+        if self.now() - self._started >= KEEP_NS:
+            self.checkpoint()
+
+    def close(self) -> None:
+        """Power off. :raises StoreError: nvram.json can't be written"""
+        self.checkpoint()
 
     def totals(self) -> Totals:
         """Counters over the drive's life, with this run's."""

@@ -59,7 +59,7 @@ class SmallDrive:
 
     profile: Profile
     plane: SmallPlane = field(default_factory=SmallPlane)
-    virtual: bool = False
+    clock: str = "real"
     wear: Health = field(default_factory=lambda: Health(available_spare=100, percentage_used=3, temperature=310))
     calls: list[tuple[str, object]] = field(default_factory=list)
     formatted: list[tuple[int, int]] = field(default_factory=list)
@@ -71,9 +71,6 @@ class SmallDrive:
 
     def flush(self) -> None:
         self._note("flush", None)
-
-    def checkpoint(self) -> None:
-        self._note("checkpoint", None)
 
     def format(self, first_lpn: int, count: int) -> None:
         assert self.plane.depth, "shared state is changed only while the data plane is paused"

@@ -226,6 +226,6 @@ def test_pages_describe_the_block_size_in_use(folder: Path) -> None:
     """With 4096-byte blocks sizes count in them, and a flash page holds one."""
     bench = Bench(folder, load("null", capacity_bytes=64 * MIB, lba_bytes=4096))
     page = IDENTIFY_NAMESPACE.unpack(bench.hosts[0].enable().identify(Cns.NAMESPACE, 1))
-    assert (page.nsze, page.flbas, page.nawupf, page.npwg, page.mssrl) == (64 * MIB // 4096, 1, 0, 0, 256)
+    assert (page.nsze, page.flbas, page.nawupf, page.npwg, page.mssrl) == (64 * MIB // 4096, 1, 0, 0, 2048)
     assert INDEPENDENT_NAMESPACE.unpack(bench.hosts[0].identify(Cns.INDEPENDENT_NAMESPACE, 1)).nstat == 1
     bench.close()

@@ -111,10 +111,10 @@ def test_odd_doorbell_writes(bench: Bench, host: Host) -> None:
 
 
 def test_the_page_is_shared(host: Host) -> None:
-    """doorbell_fd is the memory behind BAR0 + 0x1000."""
+    """The last page of doorbell_fd is the memory behind BAR0 + 0x1000."""
     host.submit(host.sqe(Admin.KEEP_ALIVE))
-    assert os.fstat(host.port.doorbell_fd).st_size == PAGE
-    assert os.pread(host.port.doorbell_fd, 4, 0) == b"\1\0\0\0"
+    size = os.fstat(host.port.doorbell_fd).st_size
+    assert os.pread(host.port.doorbell_fd, 4, size - PAGE) == b"\1\0\0\0"
 
 
 def test_memory(bench: Bench) -> None:

@@ -155,7 +155,6 @@ def test_shutdown_with_enable_left_on(bench: Bench, shn: int) -> None:
     host.write(Register.CC, ENABLE.replace(shn=shn))
     assert (host.csts.rdy, host.csts.shst) == (1, 2)
     assert ("flush", None) in bench.drive.calls
-    assert (("checkpoint", None) in bench.drive.calls) == (shn == 1)
     host.submit(host.sqe(Admin.IDENTIFY, cdw10=1))
     assert host.port.service() is False
     assert host.reap() == []

@@ -82,7 +82,7 @@ def test_estimates(bench: Bench, host: Host) -> None:
 
 def test_a_virtual_clock_does_not_wait(bench: Bench, host: Host) -> None:
     """With a virtual clock, which nobody moves for admin commands, the operation ends at once."""
-    bench.drive.virtual = True
+    bench.drive.clock = "virtual"
     assert start(host, Action.OVERWRITE) == 0
     host.port.service()
     assert page(host).sstat & 7 == SanitizeStatus.COMPLETED

@@ -96,6 +96,18 @@ def test_counters_add_up_over_power_cycles(folder: Path) -> None:
     second.close()
 
 
+def test_counters_are_kept_now_and_then(bench: Bench) -> None:
+    """A drive in use saves its counters every ten minutes: one that is killed loses no more than that."""
+    host = bench.hosts[0].enable()
+    bench.records[0]["counters"]["reads"] = 7
+    for seconds, kept in ((1, 0), (600, 7)):
+        bench.wall.ns += seconds * 1_000_000_000
+        host.ok(Admin.KEEP_ALIVE)
+        stored = nvram.load(bench.folder)
+        assert stored is not None
+        assert (stored.totals.reads, stored.clean) == (kept, False)
+
+
 def test_shutdown_saves_counters(bench: Bench) -> None:
     """The last host's shutdown is a checkpoint of the counters too."""
     bench.hosts[0].enable()

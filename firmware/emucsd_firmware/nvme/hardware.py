@@ -42,10 +42,8 @@ class DriveBorder(Protocol):
     @property
     def plane(self) -> PlaneBorder: ...
 
-    @property
-    def virtual(self) -> bool:
-        """Whether the clock is virtual: then nothing that the control plane does takes time."""
-        ...
+    clock: str
+    """``real`` or ``virtual``; with the latter nothing that the control plane does takes time."""
 
     def health(self) -> Health:
         """Wear and temperature."""
@@ -53,10 +51,6 @@ class DriveBorder(Protocol):
 
     def flush(self) -> None:
         """Bring everything that was written to flash. :raises StoreError: it can't be"""
-        ...
-
-    def checkpoint(self) -> None:
-        """Make the next start quick. :raises StoreError: it can't be written"""
         ...
 
     def format(self, first_lpn: int, count: int) -> None:

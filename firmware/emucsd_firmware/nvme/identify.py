@@ -132,7 +132,6 @@ def namespace_page(controller: Controller, namespace: Namespace) -> bytes:
     """CNS 00h and 11h for a namespace."""
     spaces, drive = controller.subsystem.namespaces, controller.subsystem.nvram.drive
     page_blocks = spaces.page_bytes >> namespace.lba_shift
-    blocks = min(MAX_TRANSFER >> namespace.lba_shift, COPY_MAX_RANGE_BLOCKS)
     return wire.IDENTIFY_NAMESPACE.pack(
         _capabilities()._replace(
             nsze=namespace.blocks,
@@ -152,7 +151,7 @@ def namespace_page(controller: Controller, namespace: Namespace) -> bytes:
             npdg=page_blocks - 1,
             npda=page_blocks - 1,
             nows=page_blocks - 1,
-            mssrl=blocks,
+            mssrl=COPY_MAX_RANGE_BLOCKS,
             mcl=COPY_MAX_BLOCKS,
             msrc=COPY_MAX_RANGES - 1,
             nguid=namespace.nguid(drive),

@@ -178,7 +178,7 @@ class Sanitizer:
     def duration_ns(self, dword: SanitizeDword) -> int:
         """How long flash of this profile is busy: dies work side by side, blocks of a die one after the other."""
         profile = self._subsystem.drive.profile
-        if self._subsystem.drive.virtual:
+        if self._subsystem.drive.clock == "virtual":
             return 0
         if dword.sanact == Action.CRYPTO_ERASE:
             return CRYPTO_NS
