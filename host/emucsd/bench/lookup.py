@@ -95,7 +95,7 @@ def _measure(
     rows, dim = table.shape
     tell(f"storing {rows} rows of {dim}")
     with (
-        Drive.start(profile, size=2 * table.nbytes, store=folder, clock=clock) as drive,
+        Drive.start(profile, size=(2 * table.nbytes >> 20) + 64 << 20, store=folder, clock=clock) as drive,
         Table.create(drive, "bench", table) as stored,
     ):
         out = drive.alloc((calls[0].count, dim), np.float32)
