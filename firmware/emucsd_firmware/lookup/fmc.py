@@ -34,11 +34,14 @@ def path_room(lookup: Lookup, nand: Nand) -> int:
 def room_again(lookup: Lookup, nand: Nand, now: int, request: Request, table: Table, room: int) -> int:
     """A time by which the path buffer cannot yet have run dry: to look at it at every event would be waste.
 
-    Reads leave over the channels, so that many places need at least that much bus time.
+    That many reads need at least their time on the channels, and all but the first of each die a whole array read.
     """
+    wanted = lookup.refill - room
     nbytes = (1 << lookup.page_shift) if request.grain != 0 else table.row_bytes
-    bus_ns = (lookup.refill - room) * nbytes * nand.transfer_ns // (4096 * nand.channel_count)
-    return max(now + bus_ns, next_event(nand))
+    bus_ns = wanted * nbytes * nand.transfer_ns // (4096 * nand.channel_count)
+    together = nand.die_count * (nand.planes if nand.multi_plane != 0 else 1)
+    array_ns = (wanted - 1) // together * nand.read_ns
+    return max(now + max(bus_ns, array_ns), next_event(nand))
 
 
 @jit
