@@ -53,10 +53,7 @@ def admin_waiting(address: int) -> int:
 
 
 class Controller:
-    """The controller behind one port.
-
-    :param trapped: doorbell writes come as messages, so shadow doorbells are worth offering
-    """
+    """The controller behind one port."""
 
     def __init__(self, number: int, drive: DriveBorder, subsystem: Subsystem, queues: QueueSet) -> None:
         self.number = number
@@ -64,7 +61,7 @@ class Controller:
         self.drive = drive
         self.subsystem = subsystem
         self.queues = queues
-        self.trapped = False
+        self.trapped = False  # doorbell writes come as messages, so shadow doorbells are worth offering
         self.registers = Registers()
         self.io_queues = IoQueues(queues)
         self.events = Events()

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from emucsd_firmware import nvram
 from emucsd_firmware.errors import StoreGeometry
@@ -235,19 +235,6 @@ class Subsystem:
         self.feature_values.clear()
         for controller in self.controllers:
             controller.reset(nssro=True)
-
-    def status(self) -> dict[str, Any]:
-        """For the control API."""
-        return {
-            "serial": self.serial,
-            "nqn": self.nqn,
-            "unallocated_bytes": self.namespaces.unallocated,
-            "namespaces": [
-                {"nsid": ns.nsid, "bytes": ns.size, "lba_bytes": 1 << ns.lba_shift, "attached": list(ns.attached)}
-                for ns in self.namespaces.all()
-            ],
-            "sanitize": self.nvram.sanitize.status.name.lower(),
-        }
 
 
 def _fresh(profile: Profile, identity: uuid.UUID) -> Nvram:
