@@ -22,7 +22,7 @@ from typing import Any
 from emucsd.control import Control
 from emucsd.errors import EmucsdError, InvalidArgument, StartFailed
 
-START_TIMEOUT = 180.0  # the very first start compiles the firmware
+START_TIMEOUT = 600.0  # the very first start compiles the firmware
 _STOP_TIMEOUT = 30.0
 _TERMINATE_TIMEOUT = 5.0
 _LOG_TAIL = 2000

@@ -5,6 +5,7 @@
     ├── BufferExhausted             the drive's buffer memory is used up (a MemoryError)
     ├── QueueFull                   submit_one found no free command identifier
     ├── DriveNotFound               nobody serves a drive of that name or folder
+    ├── DriveBusy                   another client is attached to that port
     ├── StartFailed                 a drive process could not be started, or died before it was ready
     ├── ConnectionLost              the drive closed the connection
     │   └── DriveDied               ... because its process ended
@@ -52,6 +53,10 @@ class QueueFull(EmucsdError):
 
 class DriveNotFound(EmucsdError):
     """Nothing listens where the drive should."""
+
+
+class DriveBusy(EmucsdError):
+    """A port serves one client at a time."""
 
 
 class StartFailed(EmucsdError):

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emucsd.errors import ConnectionLost, DriveNotFound, DriveTimeout, ProtocolError, RequestRefused
+from emucsd.errors import ConnectionLost, DriveBusy, DriveNotFound, DriveTimeout, ProtocolError, RequestRefused
 from emucsd_wire import vfio_user as wire
 from emucsd_wire.vfio_user import Command
 
@@ -53,6 +53,7 @@ class VfioUser:
     :param path: the port's socket
     :param timeout: seconds that a reply may take
     :raises DriveNotFound: nothing listens there
+    :raises DriveBusy: another client is on it
     :raises ProtocolError: no vfio-user 0.x server
     """
 
@@ -90,7 +91,12 @@ class VfioUser:
             "capabilities": {"max_msg_fds": wire.MAX_FDS, "max_data_xfer_size": 1 << 20, wire.OWN_CAPABILITY: True}
         }
         text = json.dumps(offer).encode() + b"\0"
-        payload = self.request(Command.VERSION, wire.VERSION.pack(wire.Version(0, 0)) + text).payload
+        try:
+            payload = self.request(Command.VERSION, wire.VERSION.pack(wire.Version(0, 0)) + text).payload
+        except RequestRefused as exc:
+            if exc.errno != errno.EBUSY:
+                raise
+            raise DriveBusy(f"{self.path} serves another client; close that one, or attach to the other port") from exc
         if len(payload) < wire.VERSION.size:
             raise ProtocolError(f"VERSION was answered with {len(payload)} bytes, at least 4 are due")
         version = wire.VERSION.unpack(payload)

@@ -16,6 +16,7 @@ from emucsd import Completion, Drive, Namespace
 from emucsd.errors import (
     CompareFailure,
     ControlError,
+    DriveBusy,
     DriveDied,
     DriveNotFound,
     InvalidArgument,
@@ -27,6 +28,7 @@ from emucsd.errors import (
     UnrecoveredRead,
 )
 from emucsd.passthrough import entry
+from emucsd_wire.features import Feature
 from emucsd_wire.identify import Cns
 from emucsd_wire.nvme import Admin, Io, Status
 
@@ -75,7 +77,16 @@ def test_most_queues() -> None:
 def test_too_many_queues(drive: Drive) -> None:
     """More queues than the drive has are refused by name."""
     with pytest.raises(InvalidArgument, match="65 queue pairs"):
-        Drive.open(drive.folder, queues=65)
+        Drive.open(drive.folder, port=1, queues=65)
+
+
+def test_one_client_a_port(drive: Drive) -> None:
+    """A second client of a port is told that it is busy; the other port takes one, and sees the same data."""
+    with pytest.raises(DriveBusy, match="serves another client"):
+        Drive.open(drive.folder)
+    drive.namespace(1).write(0, noise(4096, 8))
+    with Drive.open(drive.folder, port=1) as other:
+        assert (other.namespace(1).read(0, 4096 // other.namespace(1).lba_bytes) == noise(4096, 8)).all()
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -302,10 +313,11 @@ def test_passthrough(drive: Drive) -> None:
 
 def test_features(drive: Drive) -> None:
     """Features are read and set; one that does not exist is a typed error."""
-    assert drive.admin.get_feature(0x07).dw0 & 0xFFFF >= 3
-    before = drive.admin.write_cache()
-    assert drive.admin.write_cache(not before) is not before
-    assert drive.admin.write_cache(before) is before
+    assert drive.admin.get_feature(Feature.NUMBER_OF_QUEUES).dw0 & 0xFFFF >= 3
+    drive.admin.set_feature(Feature.ASYNC_EVENTS, 0x100)
+    assert drive.admin.get_feature(Feature.ASYNC_EVENTS).dw0 == 0x100
+    moment = drive.admin.get_feature(Feature.TIMESTAMP, length=8)
+    assert len(moment.data) == 8
     with pytest.raises(NvmeError):
         drive.admin.get_feature(0x7E)
 
@@ -339,7 +351,7 @@ def test_namespaces_come_and_go() -> None:
         space = started.namespace(1)
         assert (space.lba_bytes, space.size) == (4096, SIZE)
         assert not space.read(0, 1).any()
-        admin.detach(1)
+        admin.detach(1, 1, 2)
         assert started.namespaces == []
         admin.delete_namespace(1)
         one = started.create_namespace(1000, 4096)
@@ -353,6 +365,16 @@ def test_namespaces_come_and_go() -> None:
         assert (one.read(0, 1)[0], two.read(0, 1)[0]) == (1, 2)
         with pytest.raises(InvalidArgument, match="this drive formats"):
             started.create_namespace(10, 1024)
+
+
+def test_write_cache() -> None:
+    """A drive with a DRAM buffer has a volatile write cache, which can be switched."""
+    with Drive.start("null", size=SIZE, **{"buffer.pages": 64}) as started:
+        assert started.identity.vwc & 1
+        assert started.admin.write_cache(False) is False
+        assert started.admin.write_cache(True) is True
+        started.namespace(1).write(0, noise(4096))
+        started.namespace(1).flush()
 
 
 def test_control(drive: Drive) -> None:

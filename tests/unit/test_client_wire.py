@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from emucsd.errors import ConnectionLost, DriveNotFound, DriveTimeout, ProtocolError, RequestRefused
+from emucsd.errors import ConnectionLost, DriveBusy, DriveNotFound, DriveTimeout, ProtocolError, RequestRefused
 from emucsd.vfio import VfioUser
 from emucsd_wire import vfio_user as wire
 from emucsd_wire.vfio_user import Command, Region
@@ -162,6 +162,15 @@ def test_short_read(peer: Peer, vfio: VfioUser) -> None:
     peer.script[Command.REGION_READ] = lambda payload: Scripted(payload + b"xy")
     with pytest.raises(ProtocolError, match="4 bytes brought 2"):
         vfio.region_read(Region.BAR0, 0, 4)
+
+
+def test_busy(tmp_path: Path) -> None:
+    """A server that has a client already says so, not merely with a number."""
+    peer = Peer(tmp_path / "busy")
+    peer.script[Command.VERSION] = lambda _: Scripted(error=errno.EBUSY)
+    with pytest.raises(DriveBusy, match="another client"):
+        VfioUser(tmp_path / "busy")
+    peer.close()
 
 
 def test_nobody_there(tmp_path: Path) -> None:
