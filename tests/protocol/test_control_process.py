@@ -8,12 +8,12 @@ import signal
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.drive_process import DriveProcess
+from tests.drive_process import DriveProcess, until
 from tests.protocol.vfio_peer import OWN_JSON, Peer
 
 SMALL = ("--profile", "null", "--size", "64MiB")
@@ -38,14 +38,6 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DriveProcess]:
     with DriveProcess(tmp_path_factory.mktemp("process"), *SMALL) as process:
         assert process.ready["ok"], process.ready
         yield process
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait for a condition, with a deadline."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
 
 
 def test_status_and_files(drive: DriveProcess) -> None:

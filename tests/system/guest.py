@@ -19,13 +19,17 @@ class Guest(NamedTuple):
     initrd: Path
 
 
-def make(folder: Path) -> Guest:
-    """Find the kernel and pack the first filesystem. :raises PackagesMissing: the packages can't be had"""
+def make(folder: Path, pattern: bytes) -> Guest:
+    """Find the kernel and pack the first filesystem, with what the guest is to write in it.
+
+    :raises PackagesMissing: the packages can't be had
+    """
     root = tree(PACKAGES, progress=print)
     archive = Initramfs()
     archive.console()
     archive.program("bin/busybox", root / "usr/bin/busybox")
     archive.file("init", INIT.read_bytes(), 0o755)
+    archive.file("pattern", pattern)
     initrd = folder / "initrd"
     initrd.write_bytes(archive.pack())
     (kernel,) = sorted((root / "boot").glob("vmlinuz-*"))
