@@ -104,9 +104,9 @@ def test_commands_that_act_have_a_dry_run(name: str, capsys: pytest.CaptureFixtu
 
 def test_dry_run_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """`up --dry-run --json` tells the drive's whole command line and makes no folder."""
-    assert main(["up", "d0", "--size", "1G", "--set", "nand.read_ns=5", "--dry-run", "--json"]) == OK
+    assert main(["up", "d0", "--size", "1GiB", "--set", "nand.read_ns=5", "--dry-run", "--json"]) == OK
     told = json.loads(capsys.readouterr().out)
-    for part in ("emucsd_femu serve", "--name d0", "--size 1073741824", "--set nand.read_ns=5"):
+    for part in ("emucsd_femu serve", "--name d0", "--size 1GiB", "--set nand.read_ns=5"):
         assert part in told["run"]
     assert not Path(told["put_sockets_in"]).exists()
 

@@ -81,7 +81,7 @@ def _load(settings: Settings, opcode: int) -> Result:
         buffers[:] = rng.integers(0, 256, buffers.shape, np.uint8)
         rounds: list[Outcome] = []
         began, first = time.monotonic(), drive.clock.now
-        wanted = settings.count or 0
+        wanted = places if settings.fill else settings.count or 0
         with bar(settings.command.name, wanted or settings.time) as advance:
             done = 0
             while done < wanted if wanted else time.monotonic() - began < settings.time:
@@ -91,7 +91,7 @@ def _load(settings: Settings, opcode: int) -> Result:
                 done += number
                 wall = time.monotonic() - began
                 advance(done if wanted else wall, f"{show_count(done / wall)}IOPS")
-        wall, modelled = time.monotonic() - began, (drive.clock.now - first) / 1e9
+        modelled, wall = (drive.clock.now - first) / 1e9, sum(r.elapsed_ns for r in rounds) / 1e9
         return {
             "drive": settings.drive,
             "do": settings.command.name,
@@ -102,8 +102,15 @@ def _load(settings: Settings, opcode: int) -> Result:
             "clock": "virtual" if drive.clock.virtual else "real",
             "wall_s": wall,
             "modelled_s": modelled,
+            "mapped_share": _mapped(drive),
             **_figures(done, settings.block, modelled if drive.clock.virtual else wall, rounds),
         }
+
+
+def _mapped(drive: Drive) -> float:
+    """Share of the drive's pages that hold something: the others are read without touching flash."""
+    ftl = drive.control.stats()["ftl"]
+    return float(ftl["mapped"]) / float(ftl["capacity_pages"])
 
 
 def _places(settings: Settings, rng: np.random.Generator, places: int, done: int, number: int) -> NDArray[np.int64]:
@@ -191,8 +198,13 @@ def show(result: Result, console: Console) -> None:
     latency = [show_time(value * 1000) for value in result["latency_us"].values()]
     table.add_row(show_count(result["iops"]), f"{show_size(result['bytes_per_s'])}/s", *latency)
     console.print(table)
-    wall = f"{show_count(result['commands'])} commands in {result['wall_s']:.2f} s"
-    console.print(f"{wall}; the drive's own time: {show_time(result['modelled_s'] * 1e9)}")
+    virtual = f", {show_time(result['modelled_s'] * 1e9)} of virtual time" if result["clock"] == "virtual" else ""
+    console.print(f"{show_count(result['commands'])} commands in {result['wall_s']:.2f} s of wall time{virtual}")
+    if result["do"] == "read" and result["mapped_share"] < 0.5:
+        console.print(
+            f"[yellow]note:[/] {result['mapped_share']:.0%} of the drive has been written; the rest reads as zeros, "
+            f"without touching flash.\nFill it: emucsd io write {drive} --pattern sequential --block 128K --fill"
+        )
 
 
 def _options(*own: Option) -> tuple[Option, ...]:
@@ -220,6 +232,7 @@ LOAD = (
     ),
     Option("--time", "how long, in wall-clock time", 2.0, seconds, metavar="SECONDS"),
     Option("--count", "this many commands, however long that takes", None, count),
+    Option("--fill", "as many commands as there are blocks: with --pattern sequential each of them once", False),
 )
 COMMAND = Command(
     name="io",
@@ -229,7 +242,8 @@ COMMAND = Command(
                 examples=("emucsd io read disk0 --qd 32 --time 5", "emucsd io read disk0 --qd 1 --block 128K --json")),
         Command("write", "overwrite blocks with noise and say how fast that was", run_write, show,
                 options=_options(*LOAD, FORCE),
-                examples=("emucsd io write disk0 --pattern sequential", "emucsd io write disk0 --count 1M --qd 64")),
+                examples=("emucsd io write disk0 --pattern sequential --block 128K --fill   # all of it, once",
+                          "emucsd io write disk0 --count 1M --qd 64")),
         Command("verify", "write blocks that say where they belong, flush, read them back, compare", run_verify, show,
                 options=_options(
                     Option("--blocks", "LBAs, from the namespace's start", 10_000, count),

@@ -100,9 +100,9 @@ def show(result: Result, console: Console) -> None:
     what = f"{result['grain']}-grained reads, {result['clock']} clock"
     title = f"{escape(result['table'])} on {escape(result['drive'])}, {what}"
     sheet = Sheet(title=title, title_justify="left", show_header=False)
-    took = f"{show_time(result['wall_s'] * 1e9)} of wall time, {show_time(result['modelled_s'] * 1e9)} of the drive's"
+    virtual = f", {show_time(result['modelled_s'] * 1e9)} of virtual time" if result["clock"] == "virtual" else ""
     sheet.add_row("looked up", f"{show_count(result['bags'])} bags, {show_count(result['vectors'])} vectors")
-    sheet.add_row("took", took)
+    sheet.add_row("took", f"{show_time(result['wall_s'] * 1e9)} of wall time{virtual}")
     sheet.add_row("rate", f"{show_count(result['vectors_per_s'])} vectors/s")
     sheet.add_row("sums that crossed the link", show_size(result["bytes_asked_for"]))
     sheet.add_row("the rows behind them", show_size(result["bytes_of_rows"]))

@@ -27,7 +27,7 @@ def commands() -> tuple[Command, ...]:
 EPILOG = """\
 examples:
   emucsd demo
-  emucsd up disk0 --profile femu --size 4G
+  emucsd up disk0 --profile femu --size 4GiB
   emucsd io read disk0 --qd 32
 
 Each command has its own help with examples: emucsd io read --help"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from emucsd.cli.command import Command, Option, Result, Settings
-from emucsd.cli.units import plain
+from emucsd.cli.units import show_count, show_size, show_time
+
+Tree = dict[str, Any]
 
 
 def run(settings: Settings) -> Result:
@@ -26,7 +27,7 @@ def run(settings: Settings) -> Result:
     return {"drives": {name: _glance(name) for name in background.names()}}
 
 
-def _glance(name: str) -> dict[str, Any]:
+def _glance(name: str) -> Tree:
     """A drive that does not answer is listed too: it was killed, or hangs."""
     from emucsd import background
     from emucsd.control import Control
@@ -45,31 +46,70 @@ def show(result: Result, console: Console) -> None:
     if not drives:
         console.print("no drive is up; start one: emucsd up disk0")
         return
-    if any("stats" in drive for drive in drives.values()):
-        for name, drive in drives.items():
-            console.print(f"[bold]{escape(name)}[/]")
-            _tree(console, drive, "  ")
-        return
+    for name, drive in drives.items():
+        if "stats" in drive:
+            _show_one(name, drive, console)
+            return
     table = Table("drive", "state", "profile", "capacity", "clock", "process")
     for name, drive in drives.items():
         state = "[green]up[/]" if drive["running"] else "[red]dead[/]"
-        table.add_row(escape(name), state, *(escape(_cell(drive, key)) for key in ("profile", "size", "clock", "pid")))
+        settings, about = drive["settings"], drive.get("drive", {})
+        capacity = show_size(about["capacity_bytes"]) if about else settings["size"] or ""
+        cells = (settings["profile"], capacity, settings["clock"], str(drive["pid"]))
+        table.add_row(escape(name), state, *map(escape, cells))
     console.print(table)
 
 
-def _cell(drive: dict[str, Any], key: str) -> str:
-    return str(drive.get(key, drive.get("settings", {}).get(key, "")))
+def _show_one(name: str, drive: Tree, console: Console) -> None:
+    """The figures that people ask for; --json has them all."""
+    about, settings, stats = drive["drive"], drive["settings"], drive["stats"]
+    flash = f"{show_size(about['capacity_bytes'])} on {show_size(about['raw_bytes'])} of flash"
+    console.print(
+        f"[bold]{escape(name)}[/]: profile {escape(settings['profile'])}, {flash}, {about['clock']} clock, process "
+        f"{drive['pid']}, up {drive['uptime_s']:.0f} s",
+        soft_wrap=True,
+    )
+    console.print(
+        f"  store {escape(settings['store'])}, flushed data survive the {about['durability']}'s death", soft_wrap=True
+    )
+    for space in about["namespaces"]:
+        size = f"{show_size(space['bytes'])} in LBAs of {space['lba_bytes']} bytes"
+        console.print(f"  namespace {space['nsid']}: {size}, controllers {', '.join(map(str, space['controllers']))}")
+    for number, port in enumerate(drive["ports"]):
+        client = "a client is attached" if port["client"] else "nobody is attached"
+        console.print(f"  port {number}, {escape(port['socket'])}: {client}", soft_wrap=True)
+        console.print(f"    {_port(stats['ports'][number])}", soft_wrap=True)
+    console.print(_flash(stats["nand"]))
+    console.print(_ftl(stats["ftl"]), soft_wrap=True)
+    late = stats["lateness_us"]
+    if late["count"]:
+        p50, p99 = (show_time(late[key] * 1000) for key in ("p50", "p99"))
+        console.print(
+            f"  completions came later than modelled by {p50} (median), {p99} (99th percentile)", soft_wrap=True
+        )
 
 
-def _tree(console: Console, value: dict[str, Any], indent: str) -> None:
-    for key, inner in value.items():
-        label = escape(key.replace("_", " "))
-        if isinstance(inner, dict):
-            console.print(f"{indent}[bold]{label}[/]")
-            _tree(console, inner, indent + "  ")
-        else:
-            text = inner if isinstance(inner, str) else json.dumps(plain(inner))
-            console.print(f"{indent}{label}: {escape(text)}", soft_wrap=True)
+def _port(port: Tree) -> str:
+    counts = ", ".join(f"{show_count(port[key])} {key}" for key in ("reads", "writes", "lookups", "vectors", "failed"))
+    return f"{counts}; {show_size(port['link_out'])} to the client, {show_size(port['link_in'])} from it"
+
+
+def _flash(nand: Tree) -> Table:
+    table = Table("flash traffic", "reads", "programs", "erases", "moved", "dies busy", "waited")
+    for name, counts in nand["classes"].items():
+        done = (show_count(counts[key]) for key in ("reads", "programs", "erases"))
+        times = (show_time(counts[key]) for key in ("busy_ns", "wait_ns"))
+        table.add_row(name, *done, show_size(counts["nbytes"]), *times)
+    return table
+
+
+def _ftl(ftl: Tree) -> str:
+    blocks = ", ".join(f"{count} {state}" for state, count in ftl["blocks"].items())
+    return (
+        f"  FTL: {show_count(ftl['mapped'])} of {show_count(ftl['capacity_pages'])} pages mapped, write amplification "
+        f"{ftl['write_amplification']:.3g}, {show_count(ftl['gc_moves'])} pages moved by GC\n"
+        f"  blocks: {blocks}; erased {ftl['wear']['min']} to {ftl['wear']['max']} times"
+    )
 
 
 COMMAND = Command(

@@ -57,10 +57,28 @@ def run_create(settings: Settings) -> Result:
         else (np.asarray(given[first : first + step]) for first in range(0, rows, step))
     )
     size = rows * dim * 4
+    _prepare(settings)
     with Drive.open(settings.drive) as drive, bar(f"writing {settings.table}", size) as advance:
         told = lambda done: advance(done, f"{show_size(done)} of {show_size(size)}")  # noqa: E731
         with Table.create(drive, settings.table, (rows, dim), chunks, nsid=settings.nsid, progress=told) as table:
             return {"drive": settings.drive, "table": _described(table.info)}
+
+
+def _prepare(settings: Settings) -> None:
+    """A volume for the table. :raises CommandError: other data is there, and --format was not given"""
+    from emucsd import Drive
+    from emucsd.volume import Volume, VolumeMissing
+
+    with Drive.open(settings.drive) as drive:
+        space = drive.namespace(settings.nsid)
+        if settings.format:
+            Volume.format(space)
+            return
+        try:
+            Volume.open(space, create=True)
+        except VolumeMissing as exc:
+            hint = "use a fresh drive, or --format to make a volume there and lose what the namespace holds"
+            raise CommandError(f"{settings.drive} holds other data, and no volume for tables", hint) from exc
 
 
 def run_list(settings: Settings) -> Result:
@@ -155,6 +173,7 @@ COMMAND = Command(
                          Option("--rows", "number of rows", 100_000, count),
                          Option("--dim", "FP32 elements a row", 32, count),
                          Option("--seed", "of the made rows", 1, int),
+                         Option("--format", "make a new volume first: what the namespace holds is lost", False),
                          Option("--rows-from", "a .npy file of float32[rows, dim]", "", metavar="FILE"),
                          NSID),
                 examples=("emucsd table create disk0 items --rows 1M --dim 32",

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from emucsd.cli.command import Command, CommandError, Option, Result, Settings
 from emucsd.cli.progress import spinner
-from emucsd.cli.units import setting, size
+from emucsd.cli.units import setting
 
 
 def _argv(settings: Settings) -> tuple[list[str], Path, Path]:
@@ -21,8 +21,8 @@ def _argv(settings: Settings) -> tuple[list[str], Path, Path]:
     runtime = paths.runtime_folder(settings.name)
     paths.port_socket(runtime, 0)
     store = Path(settings.store).absolute() if settings.store else paths.store_folder(settings.name)
-    options = {flag: getattr(settings, flag) for flag in ("profile", "clock", "doorbells", "durability", "firmware")}
-    options["size"] = None if settings.size is None else str(settings.size)
+    flags = ("profile", "size", "clock", "doorbells", "durability", "firmware")
+    options = {flag: getattr(settings, flag) for flag in flags}
     options["firmware"] = options["firmware"] and str(Path(options["firmware"]).absolute())
     return background.command(settings.name, runtime, store, options, settings.set), runtime, store
 
@@ -68,7 +68,7 @@ COMMAND = Command(
     options=(
         Option("name", "what to call it: letters, digits, '.', '_', '-'"),
         Option("--profile", "null, femu, rmssd, newport, cosmosplus, or a TOML file of your own", "femu"),
-        Option("--size", "capacity, like 4G (default: the profile's); its files are sparse", None, size),
+        Option("--size", "capacity, like 4GiB (default: the profile's); its files are sparse", None),
         Option("--clock", "real: paced by the wall clock; virtual: repeatable", "real", choices=("real", "virtual")),
         Option("--store", "folder for its flash (default: a folder of its name among your drives)", None),
         Option("--set", "one profile field or FEMU knob, like nand.read_ns=50000 or pg_rd_lat=50000; repeatable", None,
@@ -81,7 +81,7 @@ COMMAND = Command(
     ),
     examples=(
         "emucsd up disk0",
-        "emucsd up disk1 --profile rmssd --size 16G --clock virtual",
+        "emucsd up disk1 --profile rmssd --size 16GiB --clock virtual",
         "emucsd up disk2 --set nand.read_ns=50000 --set buffer.pages=1024 --dry-run",
     ),
 )  # fmt: skip
