@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # First process of the smoke test's guest: drives /dev/nvme0n1 with the kernel's own driver and says what it finds.
 # Each line for the test is "SMOKE <seconds since boot> <text>". /pattern is what the disk gets, or has; "smoke=write" on
-# the kernel's command line writes it first, "smoke=read" only reads.
+# the kernel's command line writes it first, "smoke=read" only reads, "smoke=busy" writes elsewhere until it is killed.
 /bin/busybox mkdir -p /proc /sys /dev /tmp
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys
@@ -44,6 +44,13 @@ case $(cat /proc/cmdline) in
     ;;
 esac
 checked first
+case $(cat /proc/cmdline) in
+*smoke=busy*)
+    say "busy"
+    while dd if=/pattern of=$DISK bs=64k seek=2048 conv=fsync 2>/dev/null; do :; done
+    die "busy write"
+    ;;
+esac
 dd if=$DISK of=/tmp/found bs=4096 count=256 iflag=direct 2>/dev/null || die "direct read"
 say "256 direct reads: md5 $(md5sum /tmp/found | cut -d' ' -f1)"
 
