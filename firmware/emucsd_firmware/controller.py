@@ -214,6 +214,7 @@ class Controller:
         """Guest memory was mapped; call it with the data plane out of compiled code."""
         if self.io_queues.suspended:
             self.io_queues.resume()
+        self.queues.resume_shadow()
 
     # counters
 

@@ -71,7 +71,7 @@ def act(drive: DriveState, slot: int) -> None:
     command = command_at(drive.commands.slots, slot)
     port = port_of(drive, command.port)
     sq = sq_at(port.sqs, command.sqid)
-    if sq.live == 0 or sq.generation != command.generation:
+    if sq.generation != command.generation:
         complete(drive.clock, drive.commands, port, slot)  # its queue is gone: nothing of it may take effect
         return
     open_job(drive.nand, slot)

@@ -196,9 +196,13 @@ class Drive:
         self.store.checkpoint()
 
     def format(self, first_lpn: int, count: int) -> None:
-        """Forget these logical pages; durable on return."""
+        """Forget these logical pages; durable on return. :raises StoreError: the flash does not take it"""
         with self.plane.paused():
-            dataplane.forget(self.address, first_lpn, count)
+            status = dataplane.forget(self.address, first_lpn, count)
+            if status != 0:
+                raise StoreError(
+                    f"{count} pages can't be dropped: {Status(status).name}; see the drive's log and SMART"
+                )
             if self.store.durability == "machine":
                 self.store.sync()
 

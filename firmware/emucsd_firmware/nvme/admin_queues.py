@@ -94,6 +94,7 @@ class IoQueues:
         for kind, qid in self._queues.queues_in(iova, size):
             self._entries(kind)[qid]["live"] = 0
             self.suspended.add((kind, qid))
+        self._queues.suspend_shadow(iova, size)
         self._list()
 
     def resume(self) -> None:

@@ -14,8 +14,12 @@ import numpy as np
 from emucsd_firmware.clock import REAL, Clock, push, record_lateness
 from emucsd_firmware.nvme.queues import PortState, cq_at, has_room, post, record_error, sq_at
 from emucsd_wire.layout import I64, State
-from emucsd_wire.nvme import DNR, SQE, Sqe
+from emucsd_wire.nvme import DNR, SQE, Sqe, Status
 from emucsd_wire.words import copy, get_i64, jit, jit_inline, jit_unit, pointer, pointer_to, put_i64
+
+_COMPARE_FAILURE = int(Status.COMPARE_FAILURE)
+_SANITIZING, _FORMATTING = int(Status.SANITIZE_IN_PROGRESS), int(Status.FORMAT_IN_PROGRESS)
+_NOT_READY, _LOOKUP_BUSY = int(Status.NAMESPACE_NOT_READY), int(Status.LOOKUP_BUSY)
 
 SLOTS = 16384  # commands in flight over both ports; a full pool stops fetching
 EXECUTE, COMPLETE = 0, 1  # low bit of a clock token; the slot is above it
@@ -82,6 +86,15 @@ def release(commands: Commands, slot: int) -> None:
 
 
 @jit
+def leave(clock: Clock, commands: Commands, port: PortState, slot: int) -> None:
+    """A command has ended, posted or not: its slot is free, and its port may have become idle."""
+    release(commands, slot)
+    port.outstanding -= 1
+    if port.outstanding == 0:
+        port.counters.busy_ns += clock.now - port.busy_since
+
+
+@jit
 def load(commands: Commands, port: PortState, qid: int, slot: int, now: int) -> None:
     """Copy the entry at the queue's head into a slot: the host may change its memory at any moment after."""
     sq = sq_at(port.sqs, qid)
@@ -108,6 +121,9 @@ def load(commands: Commands, port: PortState, qid: int, slot: int, now: int) -> 
     command.incoming = 0
     command.durable = 0
     command.following = 0
+    if port.outstanding == 0:
+        port.busy_since = now
+    port.outstanding += 1
 
 
 @jit
@@ -155,8 +171,8 @@ def complete(clock: Clock, commands: Commands, port: PortState, slot: int) -> No
     """Post the completion, or hold it until its queue has room. A deleted queue's commands end here in silence."""
     command = command_at(commands.slots, slot)
     sq = sq_at(port.sqs, command.sqid)
-    if sq.live == 0 or sq.generation != command.generation:
-        release(commands, slot)
+    if sq.generation != command.generation:
+        leave(clock, commands, port, slot)
         return
     cq = cq_at(port.cqs, sq.cqid)
     if cq.held != 0 or not has_room(port, sq.cqid):
@@ -171,15 +187,22 @@ def _post(clock: Clock, commands: Commands, port: PortState, slot: int) -> None:
     status = command.status
     if status != 0:
         record_error(port, command.sqid, command.cid, status, command.lba, command.nsid)
-        if status < 0x200:
-            status |= DNR  # generic and command-specific errors repeat when retried; media errors may not
+        if not _worth_retrying(status):
+            status |= DNR
     else:
         port.counters.link_out += command.outgoing
         port.counters.link_in += command.incoming
     if clock.mode == REAL and command.ready > command.arrived:
         record_lateness(clock, command.ready)
     post(port, command.sqid, command.cid, status, command.dw0, command.dw1)
-    release(commands, slot)
+    leave(clock, commands, port, slot)
+
+
+@jit_inline
+def _worth_retrying(status: int) -> bool:
+    """Media errors may pass, and so does what says that the drive is at something else; other errors repeat."""
+    media = status >> 8 == 2 and status != _COMPARE_FAILURE
+    return media or status == _SANITIZING or status == _FORMATTING or status == _NOT_READY or status == _LOOKUP_BUSY
 
 
 @jit
@@ -203,7 +226,7 @@ def retry_held(clock: Clock, commands: Commands, port: PortState, cqid: int) -> 
         slot = cq.held - 1
         command = command_at(commands.slots, slot)
         sq = sq_at(port.sqs, command.sqid)
-        alive = sq.live != 0 and sq.generation == command.generation
+        alive = sq.generation == command.generation
         if alive and not has_room(port, cqid):
             break
         cq.held = command.following
@@ -212,7 +235,7 @@ def retry_held(clock: Clock, commands: Commands, port: PortState, cqid: int) -> 
         if alive:
             _post(clock, commands, port, slot)
         else:
-            release(commands, slot)
+            leave(clock, commands, port, slot)
     return moved
 
 

@@ -13,8 +13,7 @@ from emucsd_firmware.lookup.requests import read as read_request
 from emucsd_firmware.lookup.requests import reset_port as reset_requests
 from emucsd_firmware.lookup.state import FREE, READY, REQUESTS, request_at
 from emucsd_firmware.memory import gather, scatter
-from emucsd_firmware.nvme.commands import Command, command_at, sqe_at
-from emucsd_firmware.nvme.commands import release as release_slot
+from emucsd_firmware.nvme.commands import Command, command_at, leave, sqe_at
 from emucsd_firmware.nvme.prp import map_data
 from emucsd_firmware.nvme.queues import PortState
 from emucsd_firmware.state import DriveState, drive_at, port_of
@@ -102,5 +101,5 @@ def reset_lookups(address: int, number: int) -> None:
     for index in range(REQUESTS):
         request = request_at(drive.lookup.requests, index)
         if request.state != FREE and request.port == number and request.abandoned == 0 and request.waiter >= 0:
-            release_slot(drive.commands, request.waiter)
+            leave(drive.clock, drive.commands, port_of(drive, number), request.waiter)
     reset_requests(drive.lookup, number)

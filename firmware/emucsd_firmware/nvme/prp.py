@@ -39,6 +39,8 @@ def walk_prp(memory: Memory, transfer: Transfer, prp1: int, prp2: int, length: i
     left = length - first
     if left == 0:
         return 0
+    if prp2 == 0:
+        return _FIELD  # a guest has memory at 0: what it forgot to fill in must not go there
     if left <= PAGE:
         if prp2 & (PAGE - 1) != 0:
             return _PRP_OFFSET

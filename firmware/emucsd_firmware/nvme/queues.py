@@ -14,9 +14,10 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from emucsd_firmware.errors import MemoryMapError
 from emucsd_firmware.memory import AddressTable, Memory
 from emucsd_wire.layout import I64, Array, State
-from emucsd_wire.nvme import CLOCK_WORDS_OFFSET, PAGE, Register
+from emucsd_wire.nvme import CLOCK_WORDS_OFFSET, PAGE, Register, Status
 from emucsd_wire.words import get_i64, jit, jit_inline, load_u32, pointer, put_i64, signal, store_i64, store_u32
 
 IO_QUEUES = 64  # pairs a port
@@ -24,6 +25,7 @@ QUEUES = IO_QUEUES + 1
 VECTORS = QUEUES
 NAMESPACES = 32  # nsids 1..32
 ERROR_RING = 64
+_UNRECOVERED, _WRITE_FAULT = int(Status.UNRECOVERED_READ), int(Status.WRITE_FAULT)
 
 
 class SubmissionQueue(State):
@@ -119,6 +121,8 @@ class PortState(State):
     errors: I64  # ErrorRecord[ERROR_RING]
     error_count: I64
     posted: I64  # completions so far
+    outstanding: I64  # commands fetched and not completed
+    busy_since: I64
     link_out_free: I64
     link_in_free: I64
     front_end_free: I64
@@ -176,6 +180,8 @@ def arm(port: PortState, qid: int, asleep: int) -> None:
 def has_room(port: PortState, qid: int) -> bool:
     """Whether a completion queue can take one more entry."""
     cq = cq_at(port.cqs, qid)
+    if cq.live == 0:
+        return False  # its memory is unmapped for now, or it was deleted
     following = cq.tail + 1
     if following == cq.entries:
         following = 0
@@ -230,6 +236,8 @@ def record_error(port: PortState, sqid: int, cid: int, status: int, lba: int, ns
     entry.nsid = nsid
     port.error_count += 1
     port.counters.failed += 1
+    if status == _UNRECOVERED or status == _WRITE_FAULT:
+        port.counters.media_errors += 1
 
 
 @jit
@@ -260,6 +268,7 @@ class QueueSet:
         self.errors = np.zeros(ERROR_RING, ErrorRecord.dtype)
         self.vectors = np.full(VECTORS, -1, np.int64)
         self.memory = AddressTable()
+        self._shadow_iovas: tuple[int, int] | None = None
         self.doorbell_fd = os.memfd_create(f"emucsd-doorbells-{number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.doorbell_fd, PAGE)
         self._page = mmap.mmap(self.doorbell_fd, PAGE)
@@ -318,6 +327,7 @@ class QueueSet:
             self.delete_cq(qid)
         self.record["enabled"] = 0
         self.record["shadow"] = self.record["eventidx"] = 0
+        self._shadow_iovas = None
 
     def queues_in(self, iova: int, size: int) -> list[tuple[str, int]]:
         """Live queues whose memory lies in a range that is about to be unmapped."""
@@ -338,6 +348,21 @@ class QueueSet:
             for index, value in enumerate(values):
                 _store_word(base, index, int(value))
         self.record["shadow"], self.record["eventidx"] = shadow, eventidx
+        self._shadow_iovas = (shadow_iova, eventidx_iova)
+
+    def suspend_shadow(self, iova: int, size: int) -> None:
+        """A range is about to be unmapped: leave shadow doorbells in it alone."""
+        if self._shadow_iovas and any(iova <= at < iova + size for at in self._shadow_iovas):
+            self.record["shadow"] = self.record["eventidx"] = 0
+
+    def resume_shadow(self) -> None:
+        """Memory was mapped: shadow doorbells that were lost with theirs may be back."""
+        if self._shadow_iovas and not self.record["shadow"]:
+            try:
+                found = [self.memory.address(at, PAGE, writing=True) for at in self._shadow_iovas]
+            except MemoryMapError:
+                return
+            self.record["shadow"], self.record["eventidx"] = found
 
     def _list(self) -> None:
         live = [qid for qid in range(1, QUEUES) if self.sqs[qid]["live"]]
