@@ -187,7 +187,7 @@ def test_a_full_completion_queue_holds_completions_back(drive: Drive) -> None:
 
 
 def test_commands_of_a_deleted_queue_vanish(tmp_path: Path) -> None:
-    """Deleting a queue with commands under way, and making it anew, brings none of them back; the pool gets its slots."""
+    """A queue that is deleted with commands under way and made anew sees none of them; their slots come back."""
     with open_drive(tmp_path, "femu", capacity_bytes=1 << 30, clock="virtual") as drive:
         host = IoHost(drive)
         host.put(0, pattern(4096))
