@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -51,28 +52,38 @@ def run(settings: Settings) -> Result:
         )
 
 
+WAYS = {
+    "host": "pages to host, one by one",
+    "host-async": "pages to host, 32 in flight",
+    "page": "in the drive, by pages",
+    "vector": "in the drive, by vectors",
+}
+PEERS = {"numpy": "NumPy's in index order", "torch": "PyTorch's"}
+
+
 def show(result: Result, console: Console) -> None:
+    """One table, a part for each workload."""
+    sheet = Table(box=box.SIMPLE_HEAD)
+    sheet.add_column("", no_wrap=True)
+    for head in ("over link", "left dies", "time", "speed", "saved"):
+        sheet.add_column(head, justify="right", no_wrap=True)
     for workload in result["workloads"]:
-        tables = f"{workload['tables']} tables" if workload["tables"] > 1 else "1 table"
-        size = f"{tables} of {show_size(workload['bytes'])}, {show_count(workload['vectors'])} vectors looked up"
-        sheet = Table(title=f"\n[bold]{escape(workload['about'])}[/]\n{size}", title_justify="left")
-        sheet.add_column("")
-        for head in ("over the link", "left the dies", "virtual time", "speed", "link saved", "equal to"):
-            sheet.add_column(head, justify="right")
+        tables = f"{workload['tables']} table{'s' * (workload['tables'] > 1)} of {show_size(workload['bytes'])}"
+        console.print(f"[bold]{workload['name']}[/]: {escape(workload['about'])};", soft_wrap=True)
+        console.print(f"  {tables}, {show_count(workload['vectors'])} vectors looked up", soft_wrap=True)
+        sheet.add_row(f"[bold]{workload['name']}[/]")
         for way in workload["ways"]:
-            sheet.add_row(
-                way["about"],
-                show_size(way["link_bytes"]),
-                show_size(way["flash_bytes"]),
-                show_time(way["virtual_ns"]),
-                f"{way['speedup']:.3g}x",
-                f"{way['link_saving']:.3g}x",
-                "[green]" + ", ".join({"numpy": "NumPy", "torch": "PyTorch"}[name] for name in way["equal_to"]) + "[/]",
-            )
-        console.print(sheet)
+            sizes = (show_size(way["link_bytes"]), show_size(way["flash_bytes"]))
+            ratios = (f"{way['speedup']:.3g}x", f"{way['link_saving']:.3g}x")
+            sheet.add_row(f"  {WAYS.get(way['name'], way['about'])}", *sizes, show_time(way["virtual_ns"]), *ratios)
+        sheet.add_section()
+    console.print(sheet)
+    peers = {" and ".join(PEERS[name] for name in workload["equal_to"]) for workload in result["workloads"]}
+    console.print(f"[green]Every sum of every line equals {'; '.join(sorted(peers))}, bit for bit.[/]", soft_wrap=True)
     console.print(
-        f"\nProfile {result['profile']}, virtual clock. The host's own work is free here, and its page cache holds a\n"
-        "quarter of the tables. 'speed' and 'link saved' are against the first line. Every sum was checked bit for bit."
+        f"Profile {result['profile']}, virtual time. The host's own work is free here, and its page cache holds a\n"
+        "quarter of the tables. 'speed' and 'saved' (bytes over the link) are against the first line of each part.",
+        soft_wrap=True,
     )
     machine = result["environment"]
     console.print(

@@ -45,11 +45,16 @@ def setting(text: str) -> str:
     return text
 
 
+def _digits(value: float) -> str:
+    """Three of them, and never an exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def show_size(value: float) -> str:
     """Bytes for people: `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(value) < 1024 or unit == "TiB":
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.4g} {unit}"
+            return f"{value:.0f} {unit}" if unit == "B" else f"{_digits(value)} {unit}"
         value /= 1024
     raise AssertionError("unreachable")
 
@@ -58,16 +63,16 @@ def show_time(ns: float) -> str:
     """Nanoseconds for people: `3.2 ms`."""
     for unit in ("ns", "us", "ms"):
         if abs(ns) < 1000:
-            return f"{ns:.4g} {unit}"
+            return f"{_digits(ns)} {unit}"
         ns /= 1000
-    return f"{ns:.4g} s"
+    return f"{_digits(ns)} s"
 
 
 def show_count(value: float) -> str:
     """A rate or a large count for people: `1.5 M`."""
     for unit in ("", " K", " M", " G"):
         if abs(value) < 1000 or unit == " G":
-            return f"{value:.4g}{unit}"
+            return f"{_digits(value)}{unit}"
         value /= 1000
     raise AssertionError("unreachable")
 
