@@ -11,10 +11,10 @@ from emucsd_firmware.ftl.mapping import UNMAPPED, bad_mask, location, prefetch_p
 from emucsd_firmware.ftl.state import Ftl
 from emucsd_firmware.lookup.state import ROW_BYTES, Lookup, Request, Table, extent_at, request_at
 from emucsd_firmware.lookup.translator import extent_end, extent_of
-from emucsd_firmware.nand.state import LOOKUP, Nand, job_at
-from emucsd_firmware.nand.timing import next_event
+from emucsd_firmware.nand.state import LOOKUP, READ, Nand, job_at
+from emucsd_firmware.nand.timing import next_event, submit
 from emucsd_wire.nvme import Status
-from emucsd_wire.words import copy, fill, get_i64, jit, prefetch, put_i64
+from emucsd_wire.words import copy, fill, get_i64, jit, jit_inline, prefetch, put_i64
 
 LINE = 64
 _UNRECOVERED = int(Status.UNRECOVERED_READ)
@@ -110,29 +110,83 @@ def read_vectors(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Reques
 
     :returns: ``count``, or less when the next vector cannot be read: ``request.status`` says why
     """
-    shift, width, job = lookup.page_shift, table.row_bytes, lookup.first_job + request.number
-    mask = (1 << shift) - 1
-    nbytes = mask + 1 if request.grain != 0 else width
     for index in range(count):
-        prefetch_page(ftl, get_i64(lookup.places, index) >> shift)
-    step_ps, picoseconds = lookup.translate_cycles * lookup.cycle_ps, 0
-    for index in range(count):
-        picoseconds += step_ps
-        arrival = now + (picoseconds + 999) // 1000
-        place = get_i64(lookup.places, index)
-        if place < 0:
-            row = lookup.pieces + index * ROW_BYTES
-            status = _gather(lookup, ftl, nand, arrival, request, table, -1 - place, row)
-        else:
-            lpn = place >> shift
-            page = read_page(ftl, lpn)
-            row = lookup.zeros if page == 0 else page + (place & mask)
-            for line in range(0, width, LINE):
-                prefetch(row + line)
-            status = _read(ftl, nand, arrival, table, lpn, place & mask, width, nbytes, job)
+        prefetch_page(ftl, get_i64(lookup.places, index) >> lookup.page_shift)
+    done = 0
+    if ftl.unreliable == 0 and ftl.marked_pages == 0:
+        done = _read_sound(lookup, ftl, nand, now, request, table, count)
+    while done < count:
+        status = _read_one(lookup, ftl, nand, _arrival(lookup, now, done), request, table, done)
         if status != 0:
             request.status = status
-            request.position = request.cursor + index
-            return index
-        put_i64(lookup.rows, index, row)
+            request.position = request.cursor + done
+            return done
+        done += 1
     return count
+
+
+@jit_inline
+def _arrival(lookup: Lookup, now: int, index: int) -> int:
+    return now + (((index + 1) * lookup.translate_step + 1023) >> 10)
+
+
+@jit_inline
+def _prefetch_row(row: int, width: int) -> None:
+    prefetch(row)
+    for line in range(LINE, width, LINE):
+        prefetch(row + line)
+
+
+@jit
+def _read_sound(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Request, table: Table, count: int) -> int:
+    """``read_vectors`` where nothing can fail, up to the first vector in pieces. :returns: vectors read"""
+    shift, width, places, rows = lookup.page_shift, table.row_bytes, lookup.places, lookup.rows
+    mask = (1 << shift) - 1
+    nbytes = mask + 1 if request.grain != 0 else width
+    step, job = lookup.translate_step, lookup.first_job + request.number
+    reads, unwritten, clock = 0, 0, 1023
+    index = 0
+    while index < count:
+        place = get_i64(places, index)
+        if place < 0:
+            break
+        clock += step
+        lpn = place >> shift
+        row = read_page(ftl, lpn)
+        if row == 0:
+            row = lookup.zeros
+            unwritten += 1
+        else:
+            row += place & mask
+            _prefetch_row(row, width)
+            where = location(ftl, lpn)
+            if where >= 0:
+                reads += 1
+                submit(nand, now + (clock >> 10), READ, LOOKUP, where, nbytes, job, 0)
+        put_i64(rows, index, row)
+        index += 1
+    ftl.flash_reads += reads
+    table.flash_reads += reads
+    table.flash_bytes += reads * nbytes
+    table.unwritten += unwritten
+    table.buffered += index - reads - unwritten
+    return index
+
+
+@jit
+def _read_one(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Request, table: Table, index: int) -> int:
+    """One vector of the slice, whatever it is. 0, or the status of its failure."""
+    place = get_i64(lookup.places, index)
+    if place < 0:
+        row = lookup.pieces + index * ROW_BYTES
+        status = _gather(lookup, ftl, nand, now, request, table, -1 - place, row)
+    else:
+        page_bytes, width = 1 << lookup.page_shift, table.row_bytes
+        lpn, inside = place >> lookup.page_shift, place & (page_bytes - 1)
+        nbytes = page_bytes if request.grain != 0 else width
+        status = _read(ftl, nand, now, table, lpn, inside, width, nbytes, lookup.first_job + request.number)
+        page = read_page(ftl, lpn)
+        row = lookup.zeros if page == 0 else page + inside
+        _prefetch_row(row, width)
+    put_i64(lookup.rows, index, row)
+    return status

@@ -111,6 +111,7 @@ class Lookup(State):
     refill: I64  # the translator goes on when this many places of the path buffer are free
     cycle_ps: I64
     translate_cycles: I64
+    translate_step: I64  # an index's time in ns / 1024
     translator_free: I64
     wake: I64  # when ``requests.pump`` is to be called next; NEVER when no request is queued
     adder_free: I64
@@ -187,3 +188,4 @@ class LookupMemory:
         record["refill"] = min(max(settings.path_buffer * self.dies // 4, 1), SLICE)
         record["cycle_ps"] = round(1_000_000 / settings.clock_mhz)
         record["translate_cycles"] = settings.translate_cycles
+        record["translate_step"] = round(settings.translate_cycles * 1000 * 1024 / settings.clock_mhz)
