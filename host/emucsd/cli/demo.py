@@ -63,9 +63,9 @@ PEERS = {"numpy": "NumPy's in index order", "torch": "PyTorch's"}
 
 def show(result: Result, console: Console) -> None:
     """One table, a part for each workload."""
-    sheet = Table(box=box.SIMPLE_HEAD)
+    sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     sheet.add_column("", no_wrap=True)
-    for head in ("over link", "left dies", "time", "speed", "saved"):
+    for head in ("link", "dies", "time", "speed", "saved"):
         sheet.add_column(head, justify="right", no_wrap=True)
     for workload in result["workloads"]:
         tables = f"{workload['tables']} table{'s' * (workload['tables'] > 1)} of {show_size(workload['bytes'])}"
@@ -75,14 +75,15 @@ def show(result: Result, console: Console) -> None:
         for way in workload["ways"]:
             sizes = (show_size(way["link_bytes"]), show_size(way["flash_bytes"]))
             ratios = (f"{way['speedup']:.3g}x", f"{way['link_saving']:.3g}x")
-            sheet.add_row(f"  {WAYS.get(way['name'], way['about'])}", *sizes, show_time(way["virtual_ns"]), *ratios)
+            sheet.add_row(f" {WAYS.get(way['name'], way['about'])}", *sizes, show_time(way["virtual_ns"]), *ratios)
         sheet.add_section()
     console.print(sheet)
     peers = {" and ".join(PEERS[name] for name in workload["equal_to"]) for workload in result["workloads"]}
     console.print(f"[green]Every sum of every line equals {'; '.join(sorted(peers))}, bit for bit.[/]", soft_wrap=True)
     console.print(
-        f"Profile {result['profile']}, virtual time. The host's own work is free here, and its page cache holds a\n"
-        "quarter of the tables. 'speed' and 'saved' (bytes over the link) are against the first line of each part.",
+        f"Profile {result['profile']}, virtual time. link, dies: bytes that crossed or left them. speed, saved: time\n"
+        "and bytes on the link, against the part's first line. The host's own work is free here, and its page cache\n"
+        "holds a quarter of the tables.",
         soft_wrap=True,
     )
     machine = result["environment"]
