@@ -14,7 +14,7 @@ from emucsd_firmware.lookup.translator import extent_end, extent_of
 from emucsd_firmware.nand.state import LOOKUP, READ, Nand, job_at
 from emucsd_firmware.nand.timing import next_event, submit
 from emucsd_wire.nvme import Status
-from emucsd_wire.words import copy, fill, get_i64, jit, jit_inline, prefetch, put_i64
+from emucsd_wire.words import copy, fill, get_i64, jit, jit_inline, jit_unit, prefetch, put_i64
 
 LINE = 64
 _UNRECOVERED = int(Status.UNRECOVERED_READ)
@@ -44,7 +44,7 @@ def room_again(lookup: Lookup, nand: Nand, now: int, request: Request, table: Ta
     return max(now + max(bus_ns, array_ns), next_event(nand))
 
 
-@jit
+@jit_unit
 def _read(
     ftl: Ftl, nand: Nand, now: int, table: Table, lpn: int, inside: int, count: int, nbytes: int, job: int
 ) -> int:
