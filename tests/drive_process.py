@@ -124,6 +124,10 @@ class DriveProcess:
         """Its exit code."""
         return self.process.wait(STOP_SECONDS)
 
+    def descriptors(self) -> int:
+        """How many it has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
     def cpu_seconds(self) -> float:
         """Processor time that it has used so far."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()

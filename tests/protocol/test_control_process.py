@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import socket
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from emucsd_wire.nvme import Io
 from tests.drive_process import DriveProcess, until
-from tests.protocol.vfio_peer import OWN_JSON, Peer
+from tests.protocol.vfio_nvme import ENTRIES, enable
+from tests.protocol.vfio_peer import OWN_JSON, QEMU_JSON, Peer, memfd
 
 SMALL = ("--profile", "null", "--size", "64MiB")
 
@@ -155,6 +158,35 @@ def test_the_owner_dies(tmp_path: Path) -> None:
         assert process.ready["ok"], process.ready
         os.close(theirs)
         assert process.wait_end() == 0
+
+
+@pytest.mark.parametrize("text", [OWN_JSON, QEMU_JSON], ids=["mapped", "trapped"])
+def test_clients_that_vanish_mid_command(drive: DriveProcess, text: bytes) -> None:
+    """Both ports busy, their clients gone in the middle, again and again: all is let go, and the next one is served."""
+    size, base = 0x200000, 0x10000000
+
+    def no_client() -> bool:
+        return [port["client"] for port in drive.ask("status")["ports"]] == [None, None]
+
+    until(no_client)
+    before = drive.descriptors()
+    with memfd(size) as fd, mmap.mmap(fd, size) as memory:
+        for turn in range(12):
+            peer = Peer(Remote(), drive.port(turn % 2))
+            queues = enable(peer, text, base, fd, memory, Remote().run_once).create_io()
+            for n in range(ENTRIES - 2):
+                opcode = Io.WRITE if n % 2 else Io.READ
+                queues.submit(opcode, nsid=1, prp1=base + 0x10000 + 0x1000 * (n % 64), cdw10=8 * n, cdw12=7)
+            peer.close()
+            until(no_client)
+        peer = Peer(Remote(), drive.port(0))
+        host = enable(peer, text, base, fd, memory, Remote().run_once)
+        host.create_io()
+        assert host.write(0, b"healthy." * 512) == 0
+        assert host.read(0, 4096) == b"healthy." * 512
+        peer.close()
+    until(lambda: no_client() and drive.descriptors() <= before)
+    assert "internal error" not in drive.log()
 
 
 def test_garbage_on_every_socket(drive: DriveProcess) -> None:

@@ -18,7 +18,7 @@ from emucsd_firmware.profile import load
 from emucsd_wire import paths
 from emucsd_wire.nvme import Admin, Io, Register, Status
 from tests.protocol.test_vfio_fuzz import descriptors, drain, payload
-from tests.protocol.vfio_nvme import ENTRIES, Host
+from tests.protocol.vfio_nvme import ENTRIES, Host, enable
 from tests.protocol.vfio_peer import OWN_JSON, QEMU_JSON, STEPS, Closed, Peer, memfd, open_fds
 from tests.protocol.vfio_script import Actor, parse
 
@@ -62,22 +62,7 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
 
 def enabled(stand: Stand, text: bytes, fd: int, memory: mmap.mmap) -> Host:
     """A client that has mapped its memory and enabled the controller, doorbells as its VERSION text brings them."""
-    peer = stand.connect()
-    assert peer.negotiate(text).errno == 0
-    assert peer.map(BASE, MEMORY, fd) == 0
-    for register, value, size in (
-        (Register.ASQ, BASE, 8),
-        (Register.ACQ, BASE + 0x4000, 8),
-        (Register.AQA, 0xFF00FF, 4),
-    ):
-        assert peer.write(0, register, value.to_bytes(size, "little")) == 0
-    assert peer.write(0, Register.CC, struct.pack("<I", 0x00460001)) == 0
-    for _ in range(STEPS):
-        if peer.read(0, Register.CSTS, 4) == b"\1\0\0\0":
-            break
-    else:
-        raise AssertionError("the controller never becomes ready")
-    return Host(peer, memory, BASE, stand.run_once, None)
+    return enable(stand.connect(), text, BASE, fd, memory, stand.run_once)
 
 
 def test_spdk_attaches_works_and_detaches(stand: Stand) -> None:

@@ -9,7 +9,7 @@ import mmap
 import struct
 from collections.abc import Callable
 
-from emucsd_wire.nvme import CQE, SQE, Admin, Cqe, Io, Sqe
+from emucsd_wire.nvme import CQE, SQE, Admin, Cqe, Io, Register, Sqe
 from tests.protocol.vfio_peer import STEPS, Peer
 
 ENTRIES = 256
@@ -77,6 +77,31 @@ class Queues:
         cqe = self.wait()
         assert cqe.cid == cid
         return cqe.status >> 1 & 0x7FF
+
+
+def enable(
+    peer: Peer,
+    text: bytes,
+    base: int,
+    fd: int,
+    memory: mmap.mmap,
+    step: Callable[[], object],
+    page: mmap.mmap | None = None,
+) -> Host:
+    """Negotiate with this VERSION text, map the memory at ``base``, enable the controller."""
+    assert peer.negotiate(text).errno == 0
+    assert peer.map(base, len(memory), fd) == 0
+    for register, value, size in (
+        (Register.ASQ, base, 8),
+        (Register.ACQ, base + 0x4000, 8),
+        (Register.AQA, 0xFF00FF, 4),
+    ):
+        assert peer.write(0, register, value.to_bytes(size, "little")) == 0
+    assert peer.write(0, Register.CC, struct.pack("<I", 0x00460001)) == 0
+    for _ in range(STEPS):
+        if peer.read(0, Register.CSTS, 4) == b"\1\0\0\0":
+            return Host(peer, memory, base, step, None)
+    raise AssertionError("the controller never becomes ready")
 
 
 class Host:

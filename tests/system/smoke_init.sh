@@ -1,7 +1,8 @@
 #!/bin/busybox sh
 # First process of the smoke test's guest: drives /dev/nvme0n1 with the kernel's own driver and says what it finds.
 # Each line for the test is "SMOKE <seconds since boot> <text>". /pattern is what the disk gets, or has; "smoke=write" on
-# the kernel's command line writes it first, "smoke=read" only reads, "smoke=busy" writes elsewhere until it is killed.
+# the kernel's command line writes it and goes through every kind of reset, "smoke=read" only reads, "smoke=busy" writes
+# elsewhere until it is killed.
 /bin/busybox mkdir -p /proc /sys /dev /tmp
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys
@@ -54,6 +55,17 @@ esac
 dd if=$DISK of=/tmp/found bs=4096 count=256 iflag=direct 2>/dev/null || die "direct read"
 say "256 direct reads: md5 $(md5sum /tmp/found | cut -d' ' -f1)"
 
+finish() {
+    say "done"
+    poweroff -f
+}
+case $(cat /proc/cmdline) in
+*smoke=read*)
+    [ "$(dd if=$DISK bs=4096 skip=20000 count=1 2>/dev/null | head -c 4)" = tail ] || die "the second write is not there"
+    finish
+    ;;
+esac
+
 echo 1 > /sys/class/nvme/nvme0/reset_controller || die reset
 await 20 is_live || die "after reset: $(cat /sys/class/nvme/nvme0/state)"
 echo 1 > /sys/class/nvme/nvme0/rescan_controller
@@ -72,12 +84,6 @@ echo 1 > /sys/bus/pci/rescan
 await 20 is_disk || die "no $DISK after remove and rescan"
 checked rescan
 
-case $(cat /proc/cmdline) in
-*smoke=write*)
-    blkdiscard -o $((64 << 20)) -l $((1 << 20)) $DISK || die discard
-    echo tail | dd of=$DISK bs=4096 seek=20000 conv=sync,fsync 2>/dev/null || die "second write"
-    ;;
-esac
-[ "$(dd if=$DISK bs=4096 skip=20000 count=1 2>/dev/null | head -c 4)" = tail ] || die "second write is not there"
-say "done"
-poweroff -f
+blkdiscard -o $((64 << 20)) -l $((1 << 20)) $DISK || die discard
+echo tail | dd of=$DISK bs=4096 seek=20000 conv=sync,fsync 2>/dev/null || die "second write"
+finish
