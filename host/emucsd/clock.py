@@ -56,9 +56,7 @@ class RealClock:
 class Follower(Protocol):
     """A queue pair on a virtual clock."""
 
-    @property
-    def ring_address(self) -> int:
-        """Of its Ring record."""
+    ring_address: int
 
     def think(self, until: int) -> None:
         """Let the drive go on to a time."""

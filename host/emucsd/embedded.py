@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
-import json
 import os
-import select
-import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from emucsd.control import Control
-from emucsd.errors import EmucsdError, InvalidArgument, StartFailed
+from emucsd.errors import EmucsdError, InvalidArgument
+from emucsd.process import START_TIMEOUT, command, last_words, launch
 
-START_TIMEOUT = 600.0  # the very first start compiles the firmware
 _STOP_TIMEOUT = 30.0
 _TERMINATE_TIMEOUT = 5.0
-_LOG_TAIL = 2000
-_PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "NUMBA_", "EMUCSD_", "XDG_", "COVERAGE_")
 _numbers = itertools.count()
 
 
@@ -65,80 +59,30 @@ class DriveProcess:
         self._temporary = store is None
         self.store = Path(tempfile.mkdtemp(prefix="emucsd-store-", dir=scratch)) if store is None else Path(store)
         self._lifeline = -1
-        self.argv = [
-            *(sys.executable, "-m", "emucsd_femu", "serve"),
-            *("--name", self.name, "--runtime", str(self.runtime), "--store", str(self.store)),
-            *("--profile", str(profile), "--clock", clock, "--doorbells", doorbells, "--durability", durability),
-            *(() if size is None else ("--size", str(size))),
-            *(part for key, value in (settings or {}).items() for part in ("--set", f"{key}={_text(value)}")),
-            *(() if firmware is None else ("--firmware", str(firmware))),
-        ]
+        options = {
+            "profile": str(profile),
+            "size": None if size is None else str(size),
+            "clock": clock,
+            "doorbells": doorbells,
+            "durability": durability,
+            "firmware": None if firmware is None else str(firmware),
+        }
+        overrides = [f"{key}={_text(value)}" for key, value in (settings or {}).items()]
+        self.argv = command(self.name, self.runtime, self.store, options, overrides)
         try:
-            self._process = self._spawn(timeout)
+            self._process = self._start(timeout)
         except BaseException:
             self._clean()
             raise
 
-    # -- start -------------------------------------------------------------------------------------------------------
-
-    def _spawn(self, timeout: float) -> subprocess.Popen[bytes]:
-        ready, theirs = os.pipe()
+    def _start(self, timeout: float) -> subprocess.Popen[bytes]:
         alive, self._lifeline = os.pipe()  # its end of file stops the drive, should we die without a word
-        with contextlib.ExitStack() as stack:
-            stack.callback(os.close, ready)
-            with contextlib.closing(_Descriptors(theirs, alive)), open(self._output, "wb") as output:
-                process = subprocess.Popen(
-                    [*self.argv, "--ready-fd", str(theirs), "--lifeline-fd", str(alive)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(theirs, alive),
-                    env=_environment(),
-                    start_new_session=True,  # Ctrl-C is ours to handle: the drive stops when we close it
-                )
-            try:
-                self._await_ready(process, ready, timeout)
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
-        return process
-
-    def _await_ready(self, process: subprocess.Popen[bytes], ready: int, timeout: float) -> None:
-        """Until it has said, in one line, that it serves. :raises StartFailed: it said why not, or nothing"""
-        deadline = time.monotonic() + timeout
-        poller = select.poll()
-        poller.register(ready, select.POLLIN)
-        line = b""
-        while not line.endswith(b"\n"):
-            if not poller.poll(max(deadline - time.monotonic(), 0) * 1000):
-                raise StartFailed(f"the drive was not ready in {timeout:g} s\n{self._explain()}")
-            if not (part := os.read(ready, 4096)):
-                status = process.wait(_TERMINATE_TIMEOUT)
-                raise StartFailed(f"the drive ended with {status} before it was ready\n{self._explain()}")
-            line += part
-        answer = json.loads(line)
-        if not answer.get("ok"):
-            error = answer.get("error", {})
-            raise StartFailed(
-                f"the drive did not start: {error.get('kind')}: {error.get('message')}\n{self._explain()}"
-            )
-
-    @property
-    def _output(self) -> Path:
-        return self.runtime / "output"
-
-    def _explain(self) -> str:
-        return f"command: {shlex.join(self.argv)}\n{self.log_tail()}"
+        with open(alive, "rb"):
+            return launch(self.argv, self.runtime, lifeline=alive, timeout=timeout)
 
     def log_tail(self) -> str:
         """The last lines that the drive wrote."""
-        tails = []
-        for path in (self.runtime / "log", self._output):
-            with contextlib.suppress(OSError):
-                if text := path.read_text(errors="replace")[-_LOG_TAIL:].strip():
-                    tails.append(f"{path.name}:\n{text}")
-        return "\n".join(tails) or "it wrote no log"
+        return last_words(self.runtime)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -160,6 +104,7 @@ class DriveProcess:
 
     def stop(self) -> str:
         """Stop it and remove what was temporary. Harmless when repeated. :returns: how it went, for a log"""
+        atexit.unregister(self.stop)
         told = "had ended"
         if self._process.poll() is None:
             told = self._stop()
@@ -196,23 +141,5 @@ class DriveProcess:
         self.stop()
 
 
-class _Descriptors:
-    """Descriptors that contextlib.closing can close."""
-
-    def __init__(self, *fds: int) -> None:
-        self._fds = fds
-
-    def close(self) -> None:
-        for fd in self._fds:
-            os.close(fd)
-
-
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _environment() -> dict[str, str]:
-    """A small explicit environment; the drive finds its packages where we found ours."""
-    chosen = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
-    chosen["PYTHONPATH"] = os.pathsep.join(str(Path(part).resolve()) for part in sys.path if part)
-    return chosen

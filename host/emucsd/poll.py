@@ -53,7 +53,7 @@ DONE, AGAIN, CORRUPT, GRANT = 0, 1, 3, 4  # what a call came back for; UNSENT (2
 
 PATIENCE = 48  # spins on the last entry of a burst before any entry will do
 _CHECK = 512  # spins between looks at the clock
-_YIELD_NS = 200_000  # this long without a completion: let others have the core at every look
+_YIELD_NS = 10_000  # this long without a completion: yield at every look, the drive may wait for this very core
 _SLEEP_NS = 20_000_000  # and this long: sleep
 
 _usleep = types.ExternalFunction("usleep", types.int32(types.uint32))

@@ -64,6 +64,7 @@ class Queue:
     :param link: the attached port
     :param qid: 0 is the admin queue, which has the real clock whatever the drive has
     :param entries: 2 to 1024; one less can be out at a time
+    :ivar ring_address: of its Ring record, for compiled code
     """
 
     def __init__(self, link: Link, qid: int, entries: int) -> None:
@@ -77,6 +78,7 @@ class Queue:
         self._messages = self._prepare_messages()
         self._idle = np.zeros((), Batch.dtype)
         self._ring = np.zeros((), Ring.dtype)
+        self.ring_address = int(self._ring.ctypes.data)
         self._data: dict[int, Any] = {}  # what commands that are out read or write
         self._lost: list[Any] = []  # ... and those of commands that timed out
         self._broken = False  # commands of a batch are out that nobody can account for any more
@@ -104,11 +106,6 @@ class Queue:
         ring["done"], ring["batch"] = self._done.ctypes.data, self._idle.ctypes.data
         ring["clock"] = self._clock.address if self._clock else 0
         self._slots["index"] = -2
-
-    @property
-    def ring_address(self) -> int:
-        """Of the Ring record, for compiled code."""
-        return int(self._ring.ctypes.data)
 
     @property
     def sq_address(self) -> int:

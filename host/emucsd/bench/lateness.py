@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emucsd.bench.rates import BLOCK, VIRTUAL_BYTES, Tell, fill, places
+from emucsd.bench.rates import BLOCK, VIRTUAL_BYTES, Tell, fill, places, started
 from emucsd.drive import Drive
 from emucsd.errors import EmucsdError
 from emucsd_wire.nvme import Io
@@ -21,12 +21,12 @@ _WARM = 1000  # commands before those that count
 def lateness(folder: Path, seconds: float, tell: Tell) -> dict[str, Any]:
     """``femu`` profile, 50 K IOPS in even steps: seen completion time against modelled completion time, per command."""
     count = int(IOPS * seconds) + _WARM
-    with Drive.start("femu", store=folder, clock="virtual") as drive:
+    with started("femu", folder, clock="virtual") as (drive, space):
         tell("filling 256 MiB")
-        filled = fill(drive, drive.namespace(1), VIRTUAL_BYTES)
+        filled = fill(drive, space, VIRTUAL_BYTES)
         tell("paced reads in virtual time")
         modelled = paced(drive, count)
-    with Drive.start("femu", store=folder, clock="real") as drive:
+    with started("femu", folder) as (drive, _):
         tell("paced reads by the wall clock")
         seen = paced(drive, count)
         own = drive_lateness(drive)
@@ -58,8 +58,8 @@ def drive_lateness(drive: Drive) -> dict[str, Any]:
         stats = drive.control.stats()
     except EmucsdError as problem:
         return {"unknown": str(problem)}
-    clock = stats.get("clock", {})
-    return dict(clock) if isinstance(clock, dict) else {"clock": clock}
+    own = stats.get("lateness_us", {})
+    return {f"{name}_us" if name != "count" else name: value for name, value in dict(own).items()}
 
 
 def _p50(latencies: NDArray[np.int64]) -> float:
