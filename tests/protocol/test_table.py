@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from emucsd import Drive
-from emucsd.errors import InvalidArgument, LookupRefused, NvmeError
+from emucsd.errors import DriveDied, InvalidArgument, InvalidNamespace, LookupRefused, NvmeError
 from emucsd.lookup import GROUP, IDS, IndexOutOfRange, RowUnreadable, lookups_of
 from emucsd.table import NotATable, Table, TableClosed, TableShapeError, lookup_many
 from emucsd.volume import UNIT, NameTaken, NameUnknown, Volume, VolumeFull, VolumeMissing
@@ -281,6 +281,25 @@ def test_closed() -> None:
         Table.drop(other, "mortal")
 
 
+def test_namespace_gone() -> None:
+    """A table whose namespace is formatted, or deleted, is closed; the volume on it is gone, too."""
+    with Drive.start("null", size=32 << 20) as drive:
+        drive.admin.delete_namespace(1)
+        for _ in range(2):
+            space = drive.create_namespace(2048)
+            table = Table.create(drive, "mortal", made(10, 4), nsid=space.nsid)
+            assert table.lookup([3], [0]).any()
+            drive.admin.format(space.nsid)
+            with pytest.raises(TableClosed):
+                table.lookup([3], [0])
+            with pytest.raises(VolumeMissing):
+                Table.open(drive, "mortal", nsid=space.nsid)
+            again = Table.create(drive, "mortal", made(10, 4), nsid=space.nsid)
+            drive.admin.delete_namespace(space.nsid)
+            with pytest.raises((TableClosed, InvalidNamespace)):
+                again.lookup([3], [0])
+
+
 # -- rows
 
 
@@ -404,8 +423,17 @@ def test_bad_lookups(drive: Drive, opcode: int, tag: int, size: int, status: Sta
 # -- persistence
 
 
+def dying(drive: Drive, rows: Rows) -> Iterator[Rows]:
+    """Chunks of a table; the drive is killed between two of them."""
+    assert drive.process is not None
+    yield rows
+    yield rows
+    drive.process.kill()
+    yield rows
+
+
 def test_survives_restart(tmp_path: Path, rows: Rows) -> None:
-    """Tables are found again, with their rows, by another process: after a clean stop and after kill -9."""
+    """Tables are found by another process after a clean stop and after kill -9; one half written leaves nothing."""
     bags = random_bags([80] * 40, ROWS)
     for turn in range(3):
         with Drive.start("rmssd", size=32 << 20, store=tmp_path, clock="virtual") as drive:
@@ -418,5 +446,5 @@ def test_survives_restart(tmp_path: Path, rows: Rows) -> None:
                 assert [info.name for info in Table.list(drive)] == ["kept"]
                 assert equal(table.lookup(bags.indices, bags.offsets[:-1]), sums_in_order(rows, bags))
             if turn == 1:
-                assert drive.process is not None
-                drive.process.kill()
+                with pytest.raises(DriveDied):
+                    Table.create(drive, "half", (3 * ROWS, DIM), dying(drive, rows))

@@ -82,6 +82,12 @@ def register_table_commands(controller: Controller, tables: Tables) -> None:
         controller.register_io(opcode, Effect.SUPPORTED)
     controller.on_reset.append(lambda: tables.close_port(controller.number))
 
+    def namespace_gone(nsid: int, port: int | None) -> None:
+        with controller.drive.plane.paused():
+            tables.close_namespace(nsid, port)
+
+    controller.subsystem.namespace_gone.append(namespace_gone)  # with two controllers twice: closed is closed
+
 
 def _with_the_drive_held(handler: Handler) -> Handler:
     """Tables change only while the data plane is out of compiled code; what they refuse, the command does."""
