@@ -5,6 +5,7 @@
     {"do": "checkpoint"}    write the map to the store now
     {"do": "stop"}          stop cleanly; answered before it happens
 
+What takes long (a checkpoint) runs in a thread of its own, one at a time: ports and other clients are served meanwhile.
 A request is answered by ``{"ok": true, ...}`` or ``{"ok": false, "error": {"kind": ..., "message": ...}}``, in order.
 Kinds: ``RequestError`` (the request), the name of a FirmwareError (what the drive says), ``InternalError`` (our bug).
 """
@@ -12,10 +13,14 @@ Kinds: ``RequestError`` (the request), the name of a FirmwareError (what the dri
 from __future__ import annotations
 
 import logging
+import os
 import socket
+from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -49,7 +54,13 @@ class Stop(Request, tag="stop"):
     """Stop cleanly."""
 
 
-Answer = Callable[[Any], Mapping[str, Any]]
+class Later(NamedTuple):
+    """An answer that takes long: what to call in another thread."""
+
+    work: Callable[[], Mapping[str, Any]]
+
+
+Answer = Callable[[Any], Mapping[str, Any] | Later]
 _decoder = msgspec.json.Decoder(Status | Stats | Checkpoint | Stop)
 _encoder = msgspec.json.Encoder()
 
@@ -69,6 +80,22 @@ def failure(problem: Exception) -> dict[str, Any]:
     return {"ok": False, "error": {"kind": type(problem).__name__, "message": str(problem)}}
 
 
+def result(line: bytes, work: Callable[[], Mapping[str, Any] | Later]) -> bytes | Later:
+    """The line that answers ``line``, by what ``work`` returns or raises."""
+    try:
+        content = work()
+        if isinstance(content, Later):
+            return content
+        content = {"ok": True, **content}
+    except (FemuError, FirmwareError) as problem:
+        content = failure(problem)
+    except Exception as problem:
+        log.exception("control request %r", line[:200])
+        message = f"{type(problem).__name__}: {problem}; the drive's log says where"
+        content = {"ok": False, "error": {"kind": "InternalError", "message": message}}
+    return _encoder.encode(content) + b"\n"
+
+
 class ControlServer:
     """Serves the control socket on a loop.
 
@@ -81,29 +108,25 @@ class ControlServer:
         self._loop = loop
         self._answers = answers
         self._clients: dict[int, _Client] = {}
+        self._worker = ThreadPoolExecutor(1, "emucsd-control")
+        self._finished: deque[tuple[_Client, bytes]] = deque()
+        self._finished_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._listener = listen(path)
         loop.add(self._listener.fileno(), self._accept)
+        loop.add(self._finished_fd, self._collect)
 
     def close(self) -> None:
-        """Let every client go and remove the socket."""
-        for fd in list(self._clients):
-            self._drop(fd)
-        self._loop.remove(self._listener.fileno())
+        """Let every client go and remove the socket; work that runs is waited for."""
+        self._worker.shutdown(cancel_futures=True)
+        for fd, client in list(self._clients.items()):
+            if not client.waiting:
+                self._loop.remove(fd)
+            self._clients.pop(fd).close()
+        for fd in (self._listener.fileno(), self._finished_fd):
+            self._loop.remove(fd)
         self._listener.close()
+        os.close(self._finished_fd)
         self.path.unlink(missing_ok=True)
-
-    def answer(self, line: bytes) -> bytes:
-        """The line that answers a line."""
-        try:
-            request = decode(line)
-            content: Mapping[str, Any] = {"ok": True, **self._answers[type(request)](request)}
-        except (FemuError, FirmwareError) as problem:
-            content = failure(problem)
-        except Exception as problem:
-            log.exception("control request %r", line[:200])
-            message = f"{type(problem).__name__}: {problem}; the drive's log says where"
-            content = {"ok": False, "error": {"kind": "InternalError", "message": message}}
-        return _encoder.encode(content) + b"\n"
 
     def _accept(self) -> None:
         try:
@@ -115,30 +138,59 @@ class ControlServer:
             connection.close()
             return
         fd = connection.fileno()
-        self._clients[fd] = _Client(connection, self.answer)
-        self._loop.add(fd, lambda: self._pump(fd))
+        self._clients[fd] = _Client(connection)
+        self._loop.add(fd, partial(self._pump, fd))
 
     def _pump(self, fd: int) -> None:
         client = self._clients[fd]
-        if client.pump():
+        up = client.receive()
+        while up and not client.blocked and (line := client.next_line()) is not None:
+            reply = result(line, partial(self._answer, line))
+            if isinstance(reply, Later):
+                self._loop.remove(fd)
+                client.waiting = True
+                self._worker.submit(self._work, client, line, reply)
+                return
+            up = client.send(reply)
+        if up:
             self._loop.watch(fd, writing=client.blocked)
         else:
-            self._drop(fd)
+            self._loop.remove(fd)
+            self._clients.pop(fd).close()
 
-    def _drop(self, fd: int) -> None:
-        self._loop.remove(fd)
-        self._clients.pop(fd).close()
+    def _answer(self, line: bytes) -> Mapping[str, Any] | Later:
+        request = decode(line)
+        return self._answers[type(request)](request)
+
+    def _work(self, client: _Client, line: bytes, later: Later) -> None:
+        """In the other thread."""
+        reply = result(line, later.work)
+        assert isinstance(reply, bytes)
+        self._finished.append((client, reply))
+        os.eventfd_write(self._finished_fd, 1)
+
+    def _collect(self) -> None:
+        os.eventfd_read(self._finished_fd)
+        while self._finished:
+            client, reply = self._finished.popleft()
+            client.waiting = False
+            fd = client.fd
+            self._loop.add(fd, partial(self._pump, fd))
+            client.send(reply)
+            self._pump(fd)
 
 
 class _Client:
     """One connection: lines in, lines out, never blocking."""
 
-    def __init__(self, connection: socket.socket, answer: Callable[[bytes], bytes]) -> None:
+    def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
+        self.fd = connection.fileno()
+        self.waiting = False  # for a thread's answer: nothing is read until it is there
         self._socket = connection
-        self._answer = answer
         self._received = bytearray()
         self._unsent = bytearray()
+        self._ended = False
 
     @property
     def blocked(self) -> bool:
@@ -148,38 +200,45 @@ class _Client:
     def close(self) -> None:
         self._socket.close()
 
-    def pump(self) -> bool:
-        """:returns: whether the connection is still up"""
+    def receive(self) -> bool:
+        """Send what waits, then take what has come. :returns: whether the connection is still of use"""
+        if not self.send(b""):
+            return False
+        if self.blocked:
+            return True
         try:
-            if not self._flush():
-                return True
             data = self._socket.recv(LINE_LIMIT)
-            self._received += data
-            self._answer_lines()
-            if len(self._received) > LINE_LIMIT:
-                problem = RequestError(f"a line of more than {LINE_LIMIT} bytes; requests are short")
-                self._unsent += _encoder.encode(failure(problem)) + b"\n"
-                data = b""
-            self._flush()
-            return bool(data)
         except BlockingIOError:
             return True
         except OSError as problem:
             log.info("control: %s", problem)
             return False
+        self._ended = not data
+        self._received += data
+        if len(self._received) > LINE_LIMIT and b"\n" not in self._received:
+            refusal = RequestError(f"a line of more than {LINE_LIMIT} bytes; requests are short")
+            self.send(_encoder.encode(failure(refusal)) + b"\n")
+            return False
+        return not self._ended or b"\n" in self._received
 
-    def _answer_lines(self) -> None:
-        *lines, rest = self._received.split(b"\n")
-        self._received = rest
-        for line in lines:
+    def next_line(self) -> bytes | None:
+        """The next request that has come whole."""
+        while (end := self._received.find(b"\n")) >= 0:
+            line = bytes(self._received[:end])
+            del self._received[: end + 1]
             if line.strip():
-                self._unsent += self._answer(bytes(line))
+                return line
+        return None
 
-    def _flush(self) -> bool:
-        while self._unsent:
-            try:
-                sent = self._socket.send(self._unsent, socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                return False
-            del self._unsent[:sent]
+    def send(self, data: bytes) -> bool:
+        """Send it, as far as it goes now. :returns: whether there is anybody"""
+        self._unsent += data
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent, socket.MSG_NOSIGNAL)]
+        except BlockingIOError:
+            pass
+        except OSError as problem:
+            log.info("control: %s", problem)
+            return False
         return True

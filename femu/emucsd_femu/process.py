@@ -24,7 +24,7 @@ from types import FrameType
 from typing import IO, Any
 
 from emucsd_femu import control
-from emucsd_femu.control import ControlServer
+from emucsd_femu.control import ControlServer, Later
 from emucsd_femu.errors import DriveRunning, FemuError, SettingsError
 from emucsd_femu.memory_guard import MemoryGuard
 from emucsd_femu.port import Device
@@ -160,7 +160,7 @@ class DriveProcess:
         answers: dict[type[control.Request], control.Answer] = {
             control.Status: lambda _: self.status(),
             control.Stats: lambda _: drive.stats(),
-            control.Checkpoint: lambda _: self.checkpoint(),
+            control.Checkpoint: lambda _: Later(self.checkpoint),  # seconds on a large drive, and QEMU waits for 5
             control.Stop: lambda _: self.stop(),
         }
         sockets = [paths.port_socket(runtime, port.number) for port in drive.ports]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import stat
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from emucsd_femu import control
-from emucsd_femu.control import CLIENT_LIMIT, LINE_LIMIT, ControlServer
+from emucsd_femu.control import CLIENT_LIMIT, LINE_LIMIT, ControlServer, Later
 from emucsd_femu.server import Loop
 from emucsd_firmware.errors import StoreError
 from tests.protocol.vfio_peer import STEPS, open_fds
@@ -26,18 +28,26 @@ class Desk:
         self.loop = Loop()
         self.path = folder / "control"
         self.asked: list[str] = []
+        self.go_on = threading.Event()  # what a checkpoint waits for
+        self.full = False
         kinds: list[type[control.Request]] = [control.Status, control.Stats, control.Checkpoint, control.Stop]
         answers = dict.fromkeys(kinds, self._answer)
         self.server = ControlServer(self.loop, self.path, answers)
         self.clients: list[socket.socket] = []
 
-    def _answer(self, request: Any) -> Mapping[str, Any]:
+    def _answer(self, request: Any) -> Mapping[str, Any] | Later:
         self.asked.append(type(request).__name__)
         if isinstance(request, control.Checkpoint):
-            raise StoreError("the disk is full")
+            return Later(self._checkpoint)
         if isinstance(request, control.Stats):
             raise RuntimeError("a bug of our own")
         return {"about": "x" * 300_000 if isinstance(request, control.Stop) else "y"}
+
+    def _checkpoint(self) -> Mapping[str, Any]:
+        assert self.go_on.wait(10)
+        if self.full:
+            raise StoreError("the disk is full")
+        return {"thread": threading.current_thread().name}
 
     def connect(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -59,7 +69,7 @@ class Desk:
             try:
                 piece = client.recv(65536)
             except BlockingIOError:
-                self.loop.run_once(0)
+                self.loop.run_once(0.01 if self.go_on.is_set() else 0)
                 continue
             except ConnectionResetError:
                 return {}
@@ -77,6 +87,7 @@ class Desk:
         return self.read(client)
 
     def close(self) -> None:
+        self.go_on.set()
         for client in self.clients:
             client.close()
         self.server.close()
@@ -144,9 +155,48 @@ def test_what_is_no_request_is_told_so(desk: Desk, line: bytes) -> None:
 
 def test_errors_of_the_drive_keep_their_kind(desk: Desk) -> None:
     """A FirmwareError is told by its name; an error of our own is an InternalError, logged, and no end."""
+    desk.full = True
+    desk.go_on.set()
     assert desk.ask(b'{"do":"checkpoint"}\n')["error"] == {"kind": "StoreError", "message": "the disk is full"}
     assert desk.ask(b'{"do":"stats"}\n')["error"]["kind"] == "InternalError"
     assert desk.ask(b'{"do":"status"}\n')["ok"]
+
+
+def test_what_takes_long_holds_up_nobody(desk: Desk) -> None:
+    """A checkpoint runs in another thread: others are served, its own connection's next request waits for its turn."""
+    slow = desk.connect()
+    slow.sendall(b'{"do":"checkpoint"}\n{"do":"status"}\n')
+    gone = desk.connect()
+    gone.sendall(b'{"do":"checkpoint"}\n')
+    desk.settle()
+    gone.close()
+    assert desk.ask(b'{"do":"status"}\n')["ok"]
+    assert desk.asked == ["Checkpoint", "Checkpoint", "Status"]
+    desk.go_on.set()
+    answers = b""
+    while answers.count(b"\n") < 2:
+        desk.loop.run_once(5)
+        with contextlib.suppress(BlockingIOError):
+            answers += slow.recv(65536)
+    first, second = map(json.loads, answers.splitlines())
+    assert first["thread"].startswith("emucsd-control")
+    assert second == {"ok": True, "about": "y"}
+    desk.settle()
+    assert desk.ask(b'{"do":"status"}\n')["ok"]
+
+
+def test_closing_waits_for_what_runs(desk: Desk) -> None:
+    """The server's end finishes work under way and drops who waits for it; no descriptor stays."""
+    before = open_fds()
+    client = desk.connect()
+    client.sendall(b'{"do":"checkpoint"}\n')
+    desk.settle()
+    threading.Timer(0.05, desk.go_on.set).start()
+    desk.server.close()
+    assert desk.read(client) == {}
+    client.close()
+    desk.server = ControlServer(desk.loop, desk.path, {})
+    assert open_fds() == before
 
 
 def test_an_endless_line_is_cut(desk: Desk) -> None:
