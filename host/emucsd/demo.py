@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,55 +105,19 @@ def run_demo(
     """
     began = time.perf_counter()
     tell = tell or (lambda _text, _done: None)
-    if most_rows is None:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        most_rows = 1_000_000 if memory >= _LARGE_MEMORY else 250_000
-    items = load_amazon(data / AMAZON_FILE) if data is not None else make_amazon(users, AMAZON_ITEMS, seed)
-    histories = items.bags.part(0, min(users, items.bags.count))
-    criteo = make_criteo(2 * samples, [min(rows, most_rows) for rows in CRITEO_ROWS], seed)
-    size = 4 * (items.rows * ITEM_DIM + sum(t.rows for t in criteo) * CRITEO_DIM)
+    workloads = _workloads(data, users, samples, _most_rows() if most_rows is None else most_rows, seed)
+    size = sum(workload.size for workload in workloads)
     with scratch_folder(2 * size) as folder, ExitStack() as stack:
         tell("starting the drive", 0.0)
-        drive = stack.enter_context(
-            Drive.start(profile, size=(int(1.2 * size) >> 20) + 64 << 20, store=folder, clock="virtual")
-        )
+        room = (int(1.2 * size) >> 20) + 64 << 20
+        drive = stack.enter_context(Drive.start(profile, size=room, store=folder, clock="virtual"))
         rng = np.random.default_rng(seed)
-        shelf = _store(
-            drive,
-            [items._replace(bags=histories)],
-            ITEM_DIM,
-            rng,
-            stack,
-            lambda done: tell("storing items", 0.1 * done),
-        )
-        told = "Amazon video games" if data is not None else "made, with the skew of Amazon's video games"
-        half = histories.count // 2
-        found = [
-            {
-                "name": "items",
-                "about": f"users' histories of items ({told}): one bag each",
-                **_compare(
-                    drive, shelf, [histories], half, batch, lambda text, done: tell(f"items: {text}", 0.1 + 0.2 * done)
-                ),
-            }
-        ]
-        shelf = _store(
-            drive, criteo, CRITEO_DIM, rng, stack, lambda done: tell("storing Criteo-shaped tables", 0.3 + 0.4 * done)
-        )
-        found.append(
-            {
-                "name": "criteo",
-                "about": "samples of Criteo's shape: one id in each of 26 tables",
-                **_compare(
-                    drive,
-                    shelf,
-                    [t.bags for t in criteo],
-                    samples,
-                    batch,
-                    lambda text, done: tell(f"criteo: {text}", 0.7 + 0.3 * done),
-                ),
-            }
-        )
+        found, done = [], 0.0
+        for workload in workloads:
+            found.append(
+                _answer(drive, workload, batch, rng, stack, _part_of(tell, workload.name, done, workload.share))
+            )
+            done += workload.share
         result: dict[str, Any] = {
             "environment": environment(folder),
             "profile": profile,
@@ -165,25 +129,55 @@ def run_demo(
     return result
 
 
-# -- tables
+def _most_rows() -> int:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 1_000_000 if memory >= _LARGE_MEMORY else 250_000
 
 
-def _store(
-    drive: Drive,
-    tables: Sequence[Lookups],
-    dim: int,
-    rng: np.random.Generator,
-    stack: ExitStack,
-    tell: Callable[[float], None],
-) -> _Tables:
+def _part_of(tell: Tell, name: str, start: float, share: float) -> Tell:
+    """Tells of a part of the work as of the whole."""
+    return lambda text, done: tell(f"{name}: {text}", start + share * done)
+
+
+# -- workloads and their tables
+
+
+class Workload(NamedTuple):
+    """Tables of one width, and bags of which the first ``warm`` only warm the host's cache up."""
+
+    name: str
+    about: str
+    lookups: list[Lookups]
+    dim: int
+    warm: int
+    share: float  # of the demo's time, about
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tables."""
+        return 4 * self.dim * sum(lookups.rows for lookups in self.lookups)
+
+
+def _workloads(data: Path | None, users: int, samples: int, most_rows: int, seed: int) -> list[Workload]:
+    items = load_amazon(data / AMAZON_FILE) if data is not None else make_amazon(users, AMAZON_ITEMS, seed)
+    histories = items._replace(bags=items.bags.part(0, min(users, items.bags.count)))
+    criteo = make_criteo(2 * samples, [min(rows, most_rows) for rows in CRITEO_ROWS], seed)
+    log = "Amazon video games" if data is not None else "made, with the skew of Amazon's video games"
+    about = f"users' histories of items ({log}): one bag each"
+    return [
+        Workload("items", about, [histories], ITEM_DIM, histories.bags.count // 2, 0.3),
+        Workload("criteo", "samples of Criteo's shape: one id in each of 26 tables", criteo, CRITEO_DIM, samples, 0.7),
+    ]
+
+
+def _store(drive: Drive, workload: Workload, rng: np.random.Generator, stack: ExitStack, tell: Tell) -> _Tables:
     """Rows as an untrained embedding has them, on the drive and here."""
     stored, kept = [], []
-    total, before = sum(t.rows for t in tables), 0
-    for number, lookups in enumerate(tables):
-        rows = rng.standard_normal((lookups.rows, dim), np.float32)
-        tell(before / total)
-        made = Table.create(drive, f"{lookups.name}-{number}", rows)
-        stored.append(stack.enter_context(made))
+    total, before = sum(lookups.rows for lookups in workload.lookups), 0
+    for number, lookups in enumerate(workload.lookups):
+        tell("storing tables", before / total)
+        rows = rng.standard_normal((lookups.rows, workload.dim), np.float32)
+        stored.append(stack.enter_context(Table.create(drive, f"{lookups.name}-{number}", rows)))
         kept.append(rows)
         before += lookups.rows
     return _Tables(stored, kept)
@@ -192,10 +186,14 @@ def _store(
 # -- the comparison
 
 
-def _compare(drive: Drive, tables: _Tables, bags: list[Bags], first: int, size: int, tell: Tell) -> dict[str, Any]:
-    """All ways over bags ``first`` and later; those before warm the host's cache up."""
-    before = [(number, some.part(0, first)) for number, some in enumerate(bags)]
-    batches = list(_batches(bags, first, size))
+def _answer(
+    drive: Drive, workload: Workload, size: int, rng: np.random.Generator, stack: ExitStack, tell: Tell
+) -> dict[str, Any]:
+    """Store a workload's tables and answer its bags all ways; those that only warm up are left out."""
+    tables = _store(drive, workload, rng, stack, lambda text, done: tell(text, 0.5 * done))
+    bags = [lookups.bags for lookups in workload.lookups]
+    before = [(number, some.part(0, workload.warm)) for number, some in enumerate(bags)]
+    batches = list(_batches(bags, workload.warm, size))
     wanted = [[sums_in_order(tables.rows[number], some) for number, some in batch] for batch in batches]
     equal_to = ["numpy"]
     peers = [torch_sums(tables.rows, batch) for batch in batches]
@@ -205,12 +203,14 @@ def _compare(drive: Drive, tables: _Tables, bags: list[Bags], first: int, size: 
             _check("PyTorch", peer, right)
     found = []
     for turn, way in enumerate(_ways(drive, tables.stored, before)):
-        tell(way.about, turn / 4)
+        tell(way.about, 0.5 + turn / 8)
         found.append(_run(drive, way, batches, wanted))
     return {
+        "name": workload.name,
+        "about": workload.about,
         "tables": len(tables.stored),
         "rows": sum(len(rows) for rows in tables.rows),
-        "bytes": sum(rows.nbytes for rows in tables.rows),
+        "bytes": workload.size,
         "bags": sum(some.count for batch in batches for _, some in batch),
         "vectors": sum(len(some.indices) for batch in batches for _, some in batch),
         "bags_a_batch": size,
