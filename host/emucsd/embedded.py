@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,10 +29,11 @@ class DriveProcess:
 
     :param store: folder of its flash; None makes a temporary one, removed in the end
     :param profile: name or file
-    :param size: bytes, or a text that the drive understands (``"64G"``); None leaves it to the profile
+    :param size: bytes, or a text that the drive understands (``"64GiB"``); None leaves it to the profile
     :param settings: profile fields and FEMU's knobs, by name
     :param firmware: Python file with policies that replace the built-in ones
     :param durability: what a flush survives: ``process`` or ``machine``
+    :param tell: is given the newest line of its log while it starts
     :raises StartFailed: it ended before it was ready, or was not ready in time; the text ends with its log
     """
 
@@ -49,6 +50,7 @@ class DriveProcess:
         firmware: str | Path | None = None,
         durability: str = "process",
         scratch: Path | None = None,
+        tell: Callable[[str], None] | None = None,
         timeout: float = START_TIMEOUT,
     ) -> None:
         if clock not in ("real", "virtual"):
@@ -70,15 +72,16 @@ class DriveProcess:
         overrides = [f"{key}={_text(value)}" for key, value in (settings or {}).items()]
         self.argv = command(self.name, self.runtime, self.store, options, overrides)
         try:
-            self._process = self._start(timeout)
+            self._process = self._start(tell, timeout)
         except BaseException:
             self._clean()
             raise
+        atexit.register(self.stop)  # for a drive that nobody closed
 
-    def _start(self, timeout: float) -> subprocess.Popen[bytes]:
+    def _start(self, tell: Callable[[str], None] | None, timeout: float) -> subprocess.Popen[bytes]:
         alive, self._lifeline = os.pipe()  # its end of file stops the drive, should we die without a word
         with open(alive, "rb"):
-            return launch(self.argv, self.runtime, lifeline=alive, timeout=timeout)
+            return launch(self.argv, self.runtime, lifeline=alive, tell=tell, timeout=timeout)
 
     def log_tail(self) -> str:
         """The last lines that the drive wrote."""

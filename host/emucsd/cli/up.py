@@ -15,7 +15,7 @@ from emucsd.cli.units import setting
 
 
 def _argv(settings: Settings) -> tuple[list[str], Path, Path]:
-    from emucsd import background
+    from emucsd.process import command
     from emucsd_wire import paths
 
     runtime = paths.runtime_folder(settings.name)
@@ -24,7 +24,7 @@ def _argv(settings: Settings) -> tuple[list[str], Path, Path]:
     flags = ("profile", "size", "clock", "doorbells", "durability", "firmware")
     options = {flag: getattr(settings, flag) for flag in flags}
     options["firmware"] = options["firmware"] and str(Path(options["firmware"]).absolute())
-    return background.command(settings.name, runtime, store, options, settings.set), runtime, store
+    return command(settings.name, runtime, store, options, settings.set), runtime, store
 
 
 def plan(settings: Settings) -> Result:
