@@ -21,6 +21,7 @@ from emucsd_femu.debian import Packages, Progress, tree
 from emucsd_femu.errors import PackagesMissing, QemuMissing
 
 OLDEST = (10, 1, 1)
+OLDEST_CHOSEN = (10, 1, 0)  # FEMU's binary: it loses the class code, so its guests bind the driver by id
 _PACKAGE = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}
 _LOADER = {"x86_64": "usr/lib64/ld-linux-x86-64.so.2", "aarch64": "usr/lib/ld-linux-aarch64.so.1"}
 _VERSION = re.compile(r"version (\d+)\.(\d+)\.(\d+)")
@@ -55,7 +56,9 @@ def in_tree(root: Path, target: str) -> tuple[tuple[str, ...], dict[str, str]]:
     return tuple(command), {"QEMU_MODULE_DIR": str(libraries / "qemu")}
 
 
-def probe(command: tuple[str, ...], environment: dict[str, str]) -> tuple[int, int, int]:
+def probe(
+    command: tuple[str, ...], environment: dict[str, str], oldest: tuple[int, int, int] = OLDEST
+) -> tuple[int, int, int]:
     """Its version. :raises QemuMissing: it does not run, is too old, or lacks vfio-user-pci"""
     name = command[0] if len(command) == 1 else command[3]
     version_text = _ask(command, environment, "--version")
@@ -63,8 +66,9 @@ def probe(command: tuple[str, ...], environment: dict[str, str]) -> tuple[int, i
     if found is None:
         raise QemuMissing(f"{name} says no version: {version_text[:100]!r}")
     version = (int(found[1]), int(found[2]), int(found[3]))
-    if version < OLDEST:
-        raise QemuMissing(f"{name} is version {'.'.join(map(str, version))}, at least 10.1.1 is needed")
+    if version < oldest:
+        needed = ".".join(map(str, oldest))
+        raise QemuMissing(f"{name} is version {'.'.join(map(str, version))}, at least {needed} is needed")
     _ask(command, environment, "-device", "vfio-user-pci,help")
     return version
 
@@ -88,7 +92,7 @@ def find(target: str = "x86_64", *, build: bool = True, progress: Progress = pri
     :raises QemuMissing: none can be had; says why each one was no use
     """
     if chosen := os.environ.get("EMUCSD_QEMU"):
-        return Qemu((chosen,), {}, probe((chosen,), {}), f"{chosen}, chosen by EMUCSD_QEMU")
+        return Qemu((chosen,), {}, probe((chosen,), {}, OLDEST_CHOSEN), f"{chosen}, chosen by EMUCSD_QEMU")
     why: list[str] = []
     installed = shutil.which(f"qemu-system-{target}")
     if installed is None:

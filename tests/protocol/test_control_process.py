@@ -17,7 +17,7 @@ import pytest
 from emucsd_wire.nvme import Io
 from tests.drive_process import DriveProcess, until
 from tests.protocol.vfio_nvme import ENTRIES, enable
-from tests.protocol.vfio_peer import OWN_JSON, QEMU_JSON, Peer, memfd
+from tests.protocol.vfio_peer import OWN_JSON, QEMU_JSON, Closed, Peer, memfd
 
 SMALL = ("--profile", "null", "--size", "64MiB")
 
@@ -187,6 +187,28 @@ def test_clients_that_vanish_mid_command(drive: DriveProcess, text: bytes) -> No
         peer.close()
     until(lambda: no_client() and drive.descriptors() <= before)
     assert "internal error" not in drive.log()
+
+
+def test_a_client_that_cuts_its_memory(drive: DriveProcess) -> None:
+    """A client that truncates the file behind its queues and buffers while the drive uses them is sent away."""
+    size, base = 0x200000, 0x10000000
+    for cut in (0x10000, 0):  # its buffers; its queues too
+        with memfd(size) as fd, mmap.mmap(fd, size) as memory:
+            peer = Peer(Remote(), drive.port(0))
+            queues = enable(peer, OWN_JSON, base, fd, memory, Remote().run_once).create_io()
+            assert queues.run(Io.READ, nsid=1, prp1=base + 0x20000, cdw12=0) == 0
+            os.ftruncate(fd, cut)
+            if cut:
+                queues.submit(Io.WRITE, nsid=1, prp1=base + 0x20000, cdw12=0)  # met by the data plane's thread
+            else:
+                peer.post(0, 0x1000, b"\7\0\0\0")  # admin entries: met by the control thread
+            with pytest.raises(Closed):
+                peer.receive()
+            peer.close()
+    assert drive.log().count("cut a file") == 2
+    peer = client(drive)
+    assert peer.read(0, 8, 4) != bytes(4)
+    peer.close()
 
 
 def test_garbage_on_every_socket(drive: DriveProcess) -> None:
