@@ -6,7 +6,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from emucsd.cli import probes
 from emucsd.cli.command import FAILED, OK, Command, Result, Settings
@@ -18,8 +17,7 @@ USES = {
     "lookups in the drive, checked against NumPy": ("processor", "python"),
     "lookups checked against PyTorch": ("torch",),
     "the demo with its picture": ("matplotlib",),
-    "a drive in a virtual machine": ("qemu-system-x86_64", "/dev/shm"),
-    "virtual machines at full speed": ("/dev/kvm",),
+    "a drive in a virtual machine": ("QEMU", "/dev/shm"),
 }
 COLOURS = {probes.GOOD: "green", probes.PARTLY: "yellow", probes.MISSING: "red"}
 
@@ -36,19 +34,21 @@ def run(settings: Settings) -> Result:
 
 
 def _verdict(needed: list[probes.Finding]) -> dict[str, Any]:
-    bad = [f for f in needed if f.state == probes.MISSING or (f.state == probes.PARTLY and f.name.startswith("qemu"))]
+    bad = [f for f in needed if f.state == probes.MISSING]
     reason = "; ".join(f"{f.name}: {f.found}" for f in bad) or "; ".join(f.found for f in needed if f.state != "ok")
     return {"can": not bad, "why": reason}
 
 
 def show(result: Result, console: Console) -> None:
-    table = Table("", "found", "needed for", "what to do", title="This machine", title_justify="left")
+    console.print("[bold]What is here[/]")
+    width = max(len(finding["name"]) for finding in result["findings"])
     for finding in result["findings"]:
-        colour = COLOURS[finding["state"]]
-        step = finding["next_step"] or ""
-        name = f"[{colour}]{escape(finding['name'])}[/]"
-        table.add_row(name, escape(finding["found"]), finding["needed_for"], escape(step))
-    console.print(table)
+        mark = f"[{COLOURS[finding['state']]}]{finding['state']:<7}[/]"
+        console.print(f"  {mark}  {escape(finding['name']):<{width}}  {escape(finding['found'])}", soft_wrap=True)
+        if finding["state"] != probes.GOOD:
+            indent = " " * (width + 13)
+            console.print(f"{indent}needed for {escape(finding['needed_for'])}", soft_wrap=True)
+            console.print(f"{indent}{escape(finding['next_step'])}", soft_wrap=True)
     console.print("\n[bold]What it can run[/]")
     for use, verdict in result["uses"].items():
         mark = "[green]yes[/]" if verdict["can"] else "[red]no [/]"

@@ -31,15 +31,6 @@ class Finding(NamedTuple):
     next_step: str = ""
 
 
-def output(*argv: str) -> str:
-    """Standard output of a short command, or nothing when it fails."""
-    try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
-
-
 def first_match(path: str, pattern: str) -> str:
     """First group of a pattern in a small text file of the system; empty when there is none."""
     try:
@@ -98,23 +89,28 @@ def folder(name: str, path: Path, needed_for: str, wanted: int) -> Finding:
     return Finding(name, GOOD, found, needed_for)
 
 
-def qemu_with_vfio_user(program: str) -> Finding:
-    """A QEMU that can attach a drive: vfio-user-pci came with 10.1."""
+def qemu() -> Finding:
+    """A QEMU that can attach a drive, as `python -m emucsd_femu qemu` finds it."""
     needed_for = "attaching a drive to a virtual machine"
-    path = shutil.which(program)
-    if not path:
-        step = "install QEMU 10.1.1 or newer; on older Debian and Ubuntu the system tests build one with mmdebstrap"
-        return Finding(program, MISSING, "not on PATH", needed_for, step)
-    version = (re.search(r"version (\S+)", output(path, "--version")) or ["", "?"])[1]
-    if "vfio-user-pci" not in output(path, "-device", "help"):
-        step = "QEMU 10.1.1 or newer has it"
-        return Finding(program, PARTLY, f"{version} at {path}, without vfio-user-pci", needed_for, step)
-    return Finding(program, GOOD, f"{version} at {path}, with vfio-user-pci", needed_for)
+    argv = [sys.executable, "-m", "emucsd_femu", "qemu", "--no-build"]
+    path = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    if done.returncode:
+        step = "python -m emucsd_femu qemu makes a private one, without root"
+        return Finding("QEMU", MISSING, done.stderr.strip().splitlines()[0], needed_for, step)
+    return Finding("QEMU", GOOD, done.stdout.strip(), needed_for)
 
 
 def kvm() -> Finding:
     """Opens /dev/kvm and asks for its version. Whether guests boot under it only a boot can tell."""
-    needed_for = "virtual machines at full speed (without it they run under TCG)"
+    needed_for = "virtual machines at full speed (a later version; this one boots them under TCG)"
     try:
         descriptor = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -129,7 +125,12 @@ def kvm() -> Finding:
         return Finding("/dev/kvm", MISSING, f"opens, but says {exc.strerror}", needed_for)
     finally:
         os.close(descriptor)
-    return Finding("/dev/kvm", GOOD, f"opens, API version {version} (nested KVM may still hang a guest)", needed_for)
+    return Finding(
+        "/dev/kvm",
+        GOOD,
+        f"opens, API version {version}; whether a guest boots under it only a boot can tell",
+        needed_for,
+    )
 
 
 def device_node(path: str, needed_for: str, next_step: str) -> Finding:
@@ -149,6 +150,7 @@ def fuse_library() -> Finding:
 
 
 def program(name: str, needed_for: str, package: str) -> Finding:
+    """A program on PATH."""
     path = shutil.which(name)
     if not path:
         return Finding(name, MISSING, "not on PATH", needed_for, f"Debian's package is {package}")
@@ -162,7 +164,6 @@ def probes(runtime: Path, store: Path, cache: Path) -> list[Probe]:
     """Every probe, in the order in which a newcomer meets what it looks at."""
     plots = "pip install 'emucsd[plots]'"
     torch = "pip install 'emucsd[torch]'"
-    vm = "building a machine for the system tests"
     return [
         processor,
         memory,
@@ -173,10 +174,9 @@ def probes(runtime: Path, store: Path, cache: Path) -> list[Probe]:
         lambda: folder("runtime folder", runtime, "sockets of running drives", 1 << 20),
         lambda: folder("store folder", store, "what drives hold", 1 << 30),
         lambda: folder("/dev/shm", Path("/dev/shm"), "memory shared with virtual machines", 512 << 20),
-        lambda: qemu_with_vfio_user("qemu-system-x86_64"),
+        qemu,
         kvm,
-        lambda: program("mmdebstrap", vm, "mmdebstrap"),
-        lambda: program("busybox", vm, "busybox-static"),
+        lambda: program("mmdebstrap", "making a private QEMU and the system tests' guest", "mmdebstrap"),
         lambda: device_node("/dev/fuse", "a drive's namespaces as files (a later version)", "modprobe fuse"),
         fuse_library,
         lambda: device_node("/dev/net/tun", "the network to a drive (a later version)", "modprobe tun"),
