@@ -1,7 +1,8 @@
 """The drive's time: real or virtual, and the heap of what is due.
 
-``real``: time is CLOCK_MONOTONIC; an event is run when the wall clock has passed its modelled time, and how late that was
-is recorded. ``virtual``: time stands still between grants (``emucsd_wire.nvme.ClockWords``) and jumps from event to event.
+``real``: time is CLOCK_MONOTONIC; an event is run when the wall clock has passed its modelled time, and how late that
+was is recorded. ``virtual``: time stands still between grants (``emucsd_wire.nvme.ClockWords``) and jumps from event
+to event.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The data plane: one compiled loop that polls queues, runs commands, advances modelled time and posts completions.
 
-It returns to Python only for what is rare: the control thread asks (``CALLED``), or commands wait for the disk (``SYNC``).
+It returns to Python only for what is rare: the control thread asks (``CALLED``), or commands wait for the disk
+(``SYNC``).
 A round is: take over doorbells, let fetched commands act, run what is due, retry what had no room, raise interrupts.
 """
 

@@ -1,7 +1,7 @@
 """NVMe Base 2.1 and NVM Command Set 1.1, as far as this drive speaks them: names are the specification's.
 
-Registers (Base 3.1.4), submission and completion entries (Base 4.1, 4.2), opcodes (Base figures 30 and 31, NVM figure 20),
-status codes (Base figures 97 to 101).
+Registers (Base 3.1.4), submission and completion entries (Base 4.1, 4.2), opcodes (Base figures 30 and 31, NVM figure
+20), status codes (Base figures 97 to 101).
 """
 
 from __future__ import annotations
@@ -215,14 +215,14 @@ class ClockWords(NamedTuple):
     """Words that drive and host share at BAR0 offset 0x1F00, behind the doorbells (ours, not the specification's).
 
     ``asleep``: the drive stores 1 before it sleeps; a host that has rung a mapped doorbell (or stored ``wait``) and
-    then, after a full fence, sees 1 repeats the doorbell as a REGION_WRITE message, which wakes the drive. Hosts that do not know this
-    (SPDK) are found by the drive's own slow poll.
+    then, after a full fence, sees 1 repeats the doorbell as a REGION_WRITE message, which wakes the drive. Hosts that
+    do not know this (SPDK) are found by the drive's own slow poll.
 
     Virtual clock: the drive's time moves only in *grants*, so a run depends on nothing but what the host declared. The
     host rings doorbells at the drive's present time, as many as it likes; then it stores ``wait = granted + 1`` and
     spins until ``granted == wait``. Only now does the drive look at its queues (in queue order). With
-    ``host_now > drive_now`` the host has been thinking: the drive runs everything due up to ``host_now`` and grants that
-    time. Otherwise it jumps from event to event until at least one completion is posted (or nothing is left to
+    ``host_now > drive_now`` the host has been thinking: the drive runs everything due up to ``host_now`` and grants
+    that time. Otherwise it jumps from event to event until at least one completion is posted (or nothing is left to
     happen) and grants that time. ``drive_now`` and the completions are visible before ``granted``.
     """
 

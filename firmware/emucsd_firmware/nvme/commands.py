@@ -1,8 +1,8 @@
 """Commands in flight: slots from one pool, from the moment an entry is fetched until its completion is posted.
 
-A slot's number is also its job in the NAND model. Three moments can move a slot on: it is fetched (``front_end``: link and
-controller cost until the command may act), its media work ends (``respond``: data goes back over the link), and its
-completion is due (``complete``).
+A slot's number is also its job in the NAND model. Three moments can move a slot on: it is fetched (``front_end``:
+link and controller cost until the command may act), its media work ends (``respond``: data goes back over the link),
+and its completion is due (``complete``).
 """
 
 from __future__ import annotations

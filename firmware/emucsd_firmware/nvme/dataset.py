@@ -1,4 +1,4 @@
-"""Commands that move or drop blocks inside the drive: Dataset Management, Write Zeroes, Copy (NVM 3.3.2, 3.3.3, 3.3.8)."""
+"""Commands that move or drop blocks inside the drive: Dataset Management, Write Zeroes, Copy (NVM 3.3.2 to 3.3.8)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from emucsd_firmware.ftl.write import prepare_write
 from emucsd_firmware.memory import gather
 from emucsd_firmware.nand.timing import BLOCK
 from emucsd_firmware.nvme.commands import Command
-from emucsd_firmware.nvme.io import block_count, check_media, check_range, finish_page, slba, write_pages
+from emucsd_firmware.nvme.io import NO_LIMIT, check_media, check_range, finish_page, named_bytes, slba, write_pages
 from emucsd_firmware.nvme.prp import map_data
 from emucsd_firmware.nvme.queues import NamespaceState, PortState, namespace_at
 from emucsd_firmware.state import DriveState
@@ -97,18 +97,16 @@ def dataset_management(drive: DriveState, port: PortState, slot: int, command: C
 def write_zeroes(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     """Write Zeroes (08h): done by deallocation, since deallocated blocks read as zeros here (DLFEAT 001b)."""
     space = namespace_at(port.namespaces, command.nsid)
-    first, blocks = slba(sqe), block_count(sqe)
-    command.lba = first
-    status = check_range(space, first, blocks)
-    if status != 0:
-        return status
+    named = named_bytes(port, command, sqe, NO_LIMIT)
+    if named < 0:
+        return -named
     if space.write_protected != 0:
         return _READ_ONLY
     port.counters.other += 1
     fua = np.int64(sqe.cdw12) & _FUA
     command.durable = drive.ftl.machine_durable if fua != 0 else 0
     command.ready = max(command.ready, drive.clock.now + drive.ftl.trim_ns)
-    return _deallocate_blocks(drive, space, slot, command, first, blocks)
+    return _deallocate_blocks(drive, space, slot, command, command.lba, named >> space.lba_shift)
 
 
 @jit_unit

@@ -28,8 +28,10 @@ _COMPARE_FAILURE = int(nvme.Status.COMPARE_FAILURE)
 _READ_ONLY = int(nvme.Status.WRITE_TO_READ_ONLY)
 _NSID_ALL = nvme.NSID_ALL
 
+_CHECK, _COPY_OUT, _MATCH = 0, 1, 2  # what _pass_pages does with a page
+NO_LIMIT = 1 << 62  # commands without a transfer are not bound by MDTS
+
 _FUA = 1 << 30
-_DEALLOCATE = 1 << 25
 
 
 @jit_inline
@@ -73,48 +75,84 @@ def check_media(drive: DriveState, space: NamespaceState, lpn: int, start: int, 
     return _UNRECOVERED if mask & wanted != 0 else 0
 
 
+@jit
+def named_bytes(port: PortState, command: Command, sqe: Sqe, most: int) -> int:
+    """Bytes of the blocks that a command names, once checked, or -status. The first one is noted for the error log."""
+    space = namespace_at(port.namespaces, command.nsid)
+    blocks = block_count(sqe)
+    command.lba = slba(sqe)
+    status = check_range(space, command.lba, blocks)
+    if status != 0:
+        return -status
+    count = blocks << space.lba_shift
+    return count if count <= most else -_INVALID_FIELD
+
+
 @jit_unit
 def read(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     """Read (02h): pages to the host's segments. :returns: 0 or a status"""
-    space = namespace_at(port.namespaces, command.nsid)
-    first, blocks = slba(sqe), block_count(sqe)
-    command.lba = first
-    status = check_range(space, first, blocks)
-    if status != 0:
-        return status
-    left = blocks << space.lba_shift
-    if left > MAX_TRANSFER:
-        return _INVALID_FIELD
+    left = named_bytes(port, command, sqe, MAX_TRANSFER)
+    if left < 0:
+        return -left
     status = map_data(port.memory, drive.transfer, sqe, left, 1)
     if status != 0:
         return status
     command.outgoing = left
     port.counters.reads += 1
     port.counters.blocks_read += left >> 9
-    return _read_pages(drive, space, slot, first << space.lba_shift, left, 1)
+    return _pass_pages(drive, port, slot, command, left, _COPY_OUT)
 
 
 @jit_unit
-def _read_pages(drive: DriveState, space: NamespaceState, slot: int, start: int, left: int, out: int) -> int:
-    """Charge and (``out`` 1) copy a byte range of a namespace, page by page."""
+def compare(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
+    """Compare (05h). :returns: 0, Compare Failure, or another status"""
+    left = named_bytes(port, command, sqe, MAX_TRANSFER)
+    if left < 0:
+        return -left
+    status = map_data(port.memory, drive.transfer, sqe, left, 0)
+    if status != 0:
+        return status
+    command.incoming = left
+    port.counters.reads += 1
+    port.counters.blocks_read += left >> 9
+    return _pass_pages(drive, port, slot, command, left, _MATCH)
+
+
+@jit_unit
+def verify(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
+    """Verify (0Ch): read and check without a transfer."""
+    left = named_bytes(port, command, sqe, NO_LIMIT)
+    if left < 0:
+        return -left
+    port.counters.other += 1
+    return _pass_pages(drive, port, slot, command, left, _CHECK)
+
+
+@jit_unit
+def _pass_pages(drive: DriveState, port: PortState, slot: int, command: Command, left: int, use: int) -> int:
+    """Charge a command's blocks page by page, and copy them to the host, or compare them, or only check them."""
+    space = namespace_at(port.namespaces, command.nsid)
     ftl = drive.ftl
-    now = drive.clock.now
-    page_bytes = ftl.page_bytes
+    start = command.lba << space.lba_shift
     lpn = space.first_lpn + (start >> ftl.page_shift)
-    offset = start & (page_bytes - 1)
+    offset = start & (ftl.page_bytes - 1)
     result = 0
     while left > 0:
-        piece = min(left, page_bytes - offset)
-        status = submit_read(ftl, drive.nand, now, BLOCK, lpn, piece, slot)
+        piece = min(left, ftl.page_bytes - offset)
+        status = submit_read(ftl, drive.nand, drive.clock.now, BLOCK, lpn, piece, slot)
         address = read_page(ftl, lpn)
         if status == 0:
             status = check_media(drive, space, lpn, offset, piece, address)
         if status != 0:
             result = status
-            if out != 0:
-                scatter(drive.transfer, 0, piece)  # never the wrong bytes: a page that fails reads as nothing
-        elif out != 0:
+            address = 0  # never the wrong bytes: a page that fails reads as nothing
+        if use == _COPY_OUT:
             scatter(drive.transfer, address + offset if address != 0 else 0, piece)
+        elif status == 0 and use == _MATCH:
+            if not matches(drive.transfer, address + offset if address != 0 else ftl.zero_page, piece):
+                return _COMPARE_FAILURE
+        elif status != 0:
+            return status
         lpn += 1
         left -= piece
         offset = 0
@@ -125,16 +163,11 @@ def _read_pages(drive: DriveState, space: NamespaceState, slot: int, start: int,
 def write(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     """Write (01h): the host's segments to new flash pages or the DRAM buffer. :returns: 0 or a status"""
     space = namespace_at(port.namespaces, command.nsid)
-    first, blocks = slba(sqe), block_count(sqe)
-    command.lba = first
-    status = check_range(space, first, blocks)
-    if status != 0:
-        return status
+    left = named_bytes(port, command, sqe, MAX_TRANSFER)
+    if left < 0:
+        return -left
     if space.write_protected != 0:
         return _READ_ONLY
-    left = blocks << space.lba_shift
-    if left > MAX_TRANSFER:
-        return _INVALID_FIELD
     status = map_data(port.memory, drive.transfer, sqe, left, 0)
     if status != 0:
         return status
@@ -143,7 +176,7 @@ def write(drive: DriveState, port: PortState, slot: int, command: Command, sqe: 
     port.counters.blocks_written += left >> 9
     fua = 1 if np.int64(sqe.cdw12) & _FUA != 0 else 0
     command.durable = fua & drive.ftl.machine_durable
-    return write_pages(drive, space, slot, command, first << space.lba_shift, left, fua, 1)
+    return write_pages(drive, space, slot, command, command.lba << space.lba_shift, left, fua, 1)
 
 
 @jit_unit
@@ -202,67 +235,15 @@ def flush_namespace(drive: DriveState, port: PortState, slot: int, command: Comm
 
 
 @jit_unit
-def compare(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
-    """Compare (05h). :returns: 0, Compare Failure, or another status"""
-    space = namespace_at(port.namespaces, command.nsid)
-    first, blocks = slba(sqe), block_count(sqe)
-    command.lba = first
-    status = check_range(space, first, blocks)
-    if status != 0:
-        return status
-    left = blocks << space.lba_shift
-    if left > MAX_TRANSFER:
-        return _INVALID_FIELD
-    status = map_data(port.memory, drive.transfer, sqe, left, 0)
-    if status != 0:
-        return status
-    command.incoming = left
-    port.counters.reads += 1
-    ftl = drive.ftl
-    start = first << space.lba_shift
-    lpn = space.first_lpn + (start >> ftl.page_shift)
-    offset = start & (ftl.page_bytes - 1)
-    while left > 0:
-        piece = min(left, ftl.page_bytes - offset)
-        status = submit_read(ftl, drive.nand, drive.clock.now, BLOCK, lpn, piece, slot)
-        address = read_page(ftl, lpn)
-        if status == 0:
-            status = check_media(drive, space, lpn, offset, piece, address)
-        if status != 0:
-            return status
-        source = address + offset if address != 0 else ftl.zero_page
-        if not matches(drive.transfer, source, piece):
-            return _COMPARE_FAILURE
-        lpn += 1
-        left -= piece
-        offset = 0
-    return 0
-
-
-@jit_unit
-def verify(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
-    """Verify (0Ch): read and check without a transfer."""
-    space = namespace_at(port.namespaces, command.nsid)
-    first, blocks = slba(sqe), block_count(sqe)
-    command.lba = first
-    status = check_range(space, first, blocks)
-    if status != 0:
-        return status
-    port.counters.other += 1
-    return _read_pages(drive, space, slot, first << space.lba_shift, blocks << space.lba_shift, 0)
-
-
-@jit_unit
 def write_uncorrectable(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     """Write Uncorrectable (04h): these blocks fail to read until they are written again."""
     space = namespace_at(port.namespaces, command.nsid)
-    first, blocks = slba(sqe), block_count(sqe)
-    command.lba = first
-    status = check_range(space, first, blocks)
-    if status != 0:
-        return status
+    named = named_bytes(port, command, sqe, NO_LIMIT)
+    if named < 0:
+        return -named
     if space.write_protected != 0:
         return _READ_ONLY
+    first, blocks = command.lba, named >> space.lba_shift
     ftl = drive.ftl
     per_page = ftl.page_bytes >> space.lba_shift
     port.counters.other += 1
