@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -107,7 +107,9 @@ class Drive:
         doorbells: str = "auto",
         durability: str = "process",
         firmware: str | Path | None = None,
-        **settings: Any,
+        settings: Mapping[str, Any] | None = None,
+        tell: Callable[[str], None] | None = None,
+        **knobs: Any,
     ) -> Drive:
         """Start a drive process and attach to it; closing the Drive stops it.
 
@@ -117,7 +119,9 @@ class Drive:
         :param clock: ``real`` or ``virtual``
         :param durability: what a flush survives: the drive's ``process``, or the whole ``machine``
         :param firmware: Python file with policies that replace the built-in ones
-        :param settings: overrides of profile fields and FEMU knobs: ``pg_rd_lat=40000``, ``**{"nand.read_ns": 50_000}``
+        :param settings: overrides of the profile: ``{"nand.read_ns": 50_000}``
+        :param tell: is given the newest line of the drive's log while it starts: the first start compiles for a while
+        :param knobs: the same by FEMU's names: ``pg_rd_lat=50_000``
         :raises StartFailed: with the end of the drive's log
         """
         folder = None if store is None else Path(store)
@@ -127,7 +131,8 @@ class Drive:
             store=folder,
             clock=clock,
             doorbells=doorbells,
-            settings=settings,
+            settings={**(settings or {}), **knobs},
+            tell=tell,
             durability=durability,
             firmware=firmware,
         )

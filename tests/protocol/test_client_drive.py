@@ -369,7 +369,7 @@ def test_namespaces_come_and_go() -> None:
 
 def test_write_cache() -> None:
     """A drive with a DRAM buffer has a volatile write cache, which can be switched."""
-    with Drive.start("null", size=SIZE, **{"buffer.pages": 64}) as started:
+    with Drive.start("null", size=SIZE, settings={"buffer.pages": 64}) as started:
         assert started.identity.vwc & 1
         assert started.admin.write_cache(False) is False
         assert started.admin.write_cache(True) is True

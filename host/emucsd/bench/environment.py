@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -65,7 +66,9 @@ def own_cores(pid: int) -> Iterator[bool]:
     try:
         yield True
     finally:
-        os.sched_setaffinity(0, before)
+        for thread in (0, *threads):
+            with contextlib.suppress(ProcessLookupError):  # it may have ended, or been killed
+                os.sched_setaffinity(thread, before)
 
 
 def file_system(folder: Path) -> str:

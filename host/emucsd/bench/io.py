@@ -57,6 +57,7 @@ def run_io_bench(
     if unknown or seconds <= 0:
         raise InvalidArgument(f"steps {sorted(unknown)}, {seconds} s: use some of {', '.join(STEPS)}, above 0 s")
     found: dict[str, Any] = dict.fromkeys(KEYS)
+    found["environment"] = environment() | {"preconditioning": {}}
     shown = console or Console(stderr=True)
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
@@ -66,9 +67,9 @@ def run_io_bench(
         for name in STEPS:
             if name in steps:
                 with scratch_folder(_NEED[name]) as folder:
-                    told = {"at": environment(folder)}
+                    at = environment(folder)
                     figures = STEPS[name](folder, seconds, _teller(progress, task, name))
-                _merge(found, figures, name, told)
+                _merge(found, figures, name, at)
     return found
 
 
@@ -76,11 +77,8 @@ def _teller(progress: Progress, task: TaskID, step: str) -> rates.Tell:
     return lambda text: progress.update(task, description=f"{step}: {text}")
 
 
-def _merge(found: dict[str, Any], figures: dict[str, Any], name: str, told: dict[str, Any]) -> None:
+def _merge(found: dict[str, Any], figures: dict[str, Any], name: str, at: dict[str, Any]) -> None:
     """Figures to the top; what was done, and the load and the file system it was done on, to the environment."""
-    at = told["at"]
-    if found["environment"] is None:
-        found["environment"] = {k: v for k, v in at.items() if not k.startswith("store_")} | {"preconditioning": {}}
     done = figures.pop("preconditioning")[name]
     done |= {key: at[key] for key in ("store_folder", "store_filesystem", "load_average")}
     found["environment"]["preconditioning"][name] = done
