@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from emucsd.namespace import Namespace
     from emucsd.outcome import Columns, Outcome
     from emucsd.queue import Completion, Queue
+    from emucsd.table import Table
 
-__all__ = ["Columns", "Completion", "Drive", "EmucsdError", "Namespace", "NvmeError", "Outcome", "Queue"]
+__all__ = ["Columns", "Completion", "Drive", "EmucsdError", "Namespace", "NvmeError", "Outcome", "Queue", "Table"]
 
 _HOMES = {
     "Columns": "outcome",
@@ -34,6 +35,7 @@ _HOMES = {
     "NvmeError": "errors",
     "Outcome": "outcome",
     "Queue": "queue",
+    "Table": "table",
 }
 
 
