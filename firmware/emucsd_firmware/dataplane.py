@@ -7,6 +7,8 @@ A round is: take over doorbells, let fetched commands act, run what is due, retr
 
 from __future__ import annotations
 
+from typing import Any
+
 from numba import types
 
 from emucsd_firmware.clock import NEVER, REAL, due, pop, push
@@ -471,5 +473,6 @@ def write_cache(address: int, on: int) -> int:
 
 def compile_all() -> None:
     """Compile every entry point, or load it from the cache: from then on nothing here waits for the compiler."""
-    for function, arguments in ((run, 1), (finish_sync, 1), (destage, 1), (forget, 3), (write_cache, 2)):
+    entries: list[tuple[Any, int]] = [(run, 1), (finish_sync, 1), (destage, 1), (forget, 3), (write_cache, 2)]
+    for function, arguments in entries:
         function.compile((types.int64,) * arguments)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from llvmlite import ir
@@ -129,6 +129,9 @@ def _fence(typingctx: Any) -> Any:
 
 
 fence: Callable[[], None] = _fence
+
+# a field of unsigned 64 bits as the signed integer that all of compiled code uses; for Numba this is np.int64 itself
+signed: Callable[[int], int] = cast(Any, np.int64)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

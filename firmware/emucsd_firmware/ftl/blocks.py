@@ -6,6 +6,11 @@ count: hot data takes the youngest block, data that garbage collection moves (it
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from numba import types
+
 from emucsd_firmware.ftl.state import (
     BAD,
     FAILED,
@@ -23,6 +28,9 @@ from emucsd_firmware.ftl.state import (
     place_at,
 )
 from emucsd_wire.words import get_i64, get_u8, get_u32, jit, jit_inline, put_i64, put_u8, put_u32, store_i64
+
+# by name: a libc function keeps its callers cacheable
+_pwrite: Any = types.ExternalFunction("pwrite", types.int64(types.int32, types.int64, types.int64, types.int64))
 
 _WRITTEN_SHIFT = 16
 _STREAM_SHIFT = 8
@@ -186,7 +194,23 @@ def open_block(ftl: Ftl, plane: int, stream: int, now: int) -> int:
     place = place_at(ftl.places, plane * STREAMS + stream)
     place.next = block << ftl.page_bits
     place.end = place.next + ftl.pages
+    place.fresh = 1 - get_u8(ftl.seen, block)
+    put_u8(ftl.seen, block, 1)
+    if place.fresh != 0:
+        claim(ftl, place.next)
     return 1
+
+
+@jit
+def claim(ftl: Ftl, ppn: int) -> None:
+    """Write zeros to a fresh block's next few pages, which the host's bytes then overwrite in memory.
+
+    Faulting them in one by one costs ten times as much, since a file system reads around each; and it would read from
+    the disk what an earlier life of the block left. Also, a full disk says so here, and not by killing the process.
+    """
+    count = ftl.claim_pages << ftl.page_shift
+    if _pwrite(np.int32(ftl.data_fd), ftl.zero_page, count, ppn << ftl.page_shift) != count:
+        ftl.disk_full = 1
 
 
 @jit_inline

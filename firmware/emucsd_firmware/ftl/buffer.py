@@ -297,7 +297,8 @@ def destage(ftl: Ftl, nand: Nand, now: int, slot: int, job: int) -> int:
 @jit
 def out_of_room(ftl: Ftl) -> int:
     """No place for a page: which status says so."""
-    return _WRITE_FAULT if ftl.read_only != 0 or ftl.spare_blocks <= 0 else _CAPACITY
+    broken = ftl.read_only | ftl.disk_full != 0 or ftl.spare_blocks <= 0
+    return _WRITE_FAULT if broken else _CAPACITY
 
 
 @jit_unit

@@ -109,7 +109,7 @@ class Checkpointer:
                 self._write_batch(address, numbers[start : start + BATCH])
             if self._machine:
                 self._files.sync("map.ftl")
-            self.write_superblock(record, seq, clean=clean)
+            self.write_superblock(record, seq, trims, clean=clean)
         except OSError as exc:
             self._tables.dirty[numbers] = 1
             raise StoreError(
@@ -131,8 +131,11 @@ class Checkpointer:
             begin, end = int(run[0]) * CHUNK_BYTES, (int(run[-1]) + 1) * CHUNK_BYTES
             _write_all(self._files.fd("map.ftl"), view[begin:end], int(numbers[run[0]]) * CHUNK_BYTES)
 
-    def write_superblock(self, record: Any, seq: int, *, clean: bool) -> None:
-        """Make ``seq`` the point from which recovery plays back. :raises OSError: the disk did not take it"""
+    def write_superblock(self, record: Any, seq: int, trims: int, *, clean: bool) -> None:
+        """Make ``seq`` (and this record of the trim journal) the point from which recovery plays back.
+
+        :raises OSError: the disk did not take it
+        """
         fd = self._files.fd("checkpoint.ftl")
         crc = 0
         if clean:
@@ -148,6 +151,7 @@ class Checkpointer:
             clean=int(clean),
             generation=self.generation,
             checkpoint_seq=seq,
+            trims=trims,
             age=max(0, int(record["age_base"]) + int(record["last_now"])),
             marked_pages=int(record["marked_pages"]),
             counters=counters(record).ljust(superblock.COUNTER_BYTES, b"\0"),

@@ -36,6 +36,8 @@ def room(ftl: Ftl, nand: Nand, now: int, job: int, stream: int) -> int:
 
     :param job: waits for the collecting, as the page that caused it does
     """
+    if ftl.disk_full != 0:
+        return -1
     for _ in range(ftl.planes):
         plane = pick_die(ftl, nand, stream, _turn(ftl, stream))
         if plane < 0 or plane >= ftl.planes:

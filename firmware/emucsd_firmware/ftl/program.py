@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emucsd_firmware.ftl.blocks import add_valid, close_block, set_word
+from emucsd_firmware.ftl.blocks import add_valid, claim, close_block, set_word
 from emucsd_firmware.ftl.checks import checksum, digest
 from emucsd_firmware.ftl.mapping import media_of
 from emucsd_firmware.ftl.state import FAILED, FULL, Ftl, Oob, header_at, oob_at, place_at
@@ -64,6 +64,8 @@ def program(ftl: Ftl, nand: Nand, now: int, job: int, traffic: int, index: int, 
     set_word(ftl, block, header.word + _ONE_PAGE)  # from here on the page exists
     if place.next == place.end:
         close_block(ftl, place, block, FULL)
+    elif place.fresh != 0 and place.next & (ftl.claim_pages - 1) == 0:
+        claim(ftl, place.next)
     return ppn
 
 

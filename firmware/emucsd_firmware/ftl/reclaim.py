@@ -110,6 +110,8 @@ def moving_place(ftl: Ftl, number: int, now: int) -> int:
 
     In the same die while that has any; planes by turns while free blocks are plenty, so that programs can be grouped.
     """
+    if ftl.disk_full != 0:
+        return -1
     die = die_at(ftl.die_table, number)
     planes = 1 << ftl.plane_bits
     first = number << ftl.plane_bits

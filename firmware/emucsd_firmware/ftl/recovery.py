@@ -30,8 +30,6 @@ from emucsd_firmware.ftl.state import (
     OPEN,
     PUBLISHED,
     STREAMS,
-    TRIMS_FOLDED,
-    TRIMS_WRITTEN,
     Ftl,
     die_at,
     ftl_at,
@@ -115,7 +113,7 @@ def _load_block(ftl: Ftl, found: Found, block: int, clean: int) -> int:
     put_u8(ftl.kinds, block, kind)
     put_u32(ftl.erases, block, header.erases)
     put_i64(ftl.stamps, block, header.stamp if kind != OPEN else 0)
-    if clean != 0:
+    if clean != 0 and kind != FREE and kind != BAD:
         put_u32(ftl.valid, block, header.valid)
         put_u32(ftl.reads, block, header.reads)
     if kind == FREE:
@@ -213,26 +211,30 @@ def _replay_page(ftl: Ftl, found: Found, ppn: int, since: int) -> None:
 
 
 @jit
-def replay_trims(address: int, found_address: int, since: int, exists: int) -> None:
-    """Unmap what was deallocated after ``since`` and not written again; find the journal's end.
+def replay_trims(address: int, found_address: int, since: int, trims: int, exists: int) -> int:
+    """Unmap what was deallocated after ``since`` and not written again.
 
+    :param trims: number of the first record to look at; -1: all that the journal still has, in whatever order
     :param exists: address of a u8 for each map chunk: 0 where all of its entries are 0
+    :returns: the number of the journal's next record
     """
     ftl = ftl_at(address, 0)
     found = found_at(found_address, 0)
-    newest, end = 0, 0
-    for index in range(ftl.trim_slots):
+    first = max(trims, 0)
+    newest, end = 0, first
+    for number in range(first, first + ftl.trim_slots):
+        index = number & (ftl.trim_slots - 1)
         record = trim_record_at(ftl.journal, index)
-        if record.check == 0 or record.check != trim_check(record, index):
-            continue
-        if record.seq > newest:
-            newest, end = record.seq, index + 1
-        if record.seq > since:
+        whole = record.check != 0 and record.check == trim_check(record, index)
+        if whole and record.seq > newest and (trims < 0 or record.seq > since):
+            newest, end = record.seq, number + 1
+            ftl.seq = max(ftl.seq, newest)
+        elif trims >= 0:
+            break
+        if whole and record.seq > since:
             found.trims += 1
             _replay_trim(ftl, record.lpn, record.count, record.seq, since, exists)
-    ftl.seq = max(ftl.seq, newest)
-    store_i64(ftl.words, TRIMS_WRITTEN, end + ftl.trim_slots)
-    store_i64(ftl.words, TRIMS_FOLDED, end + ftl.trim_slots - found.trims)
+    return end
 
 
 @jit

@@ -78,6 +78,7 @@ class Place(State):
 
     next: I64
     end: I64
+    fresh: I64  # 1: the block is used for the first time in this process, see blocks.claim
 
 
 class Die(State):
@@ -123,6 +124,7 @@ class Ftl(State):
     chunk_pages: I64  # u16 a chunk: entries that are not 0
     # DRAM, by block (global number)
     kinds: I64  # u8
+    seen: I64  # u8: opened in this process before
     valid: I64  # u32
     erases: I64  # u32
     reads: I64  # u32
@@ -163,6 +165,7 @@ class Ftl(State):
     machine_durable: I64
     unreliable: I64  # the reliability model has something to say
     disturb_limit: I64  # reads of a block after which it is refreshed; 0 never
+    claim_pages: I64  # of a fresh block, whose memory is asked for together
     window: I64  # blocks that one choice of a victim looks at
     # writing
     seq: I64  # of the last page or trim

@@ -25,7 +25,7 @@ from emucsd_firmware.ftl.blocks import release_limbo
 from emucsd_firmware.ftl.checkpoint import Checkpointer, load_word, read_chunk_pages
 from emucsd_firmware.ftl.files import FLASH, Files
 from emucsd_firmware.ftl.recovery import Found
-from emucsd_firmware.ftl.state import CHECKPOINTED, PUBLISHED, WANTED, Ftl, ftl_at
+from emucsd_firmware.ftl.state import CHECKPOINTED, PUBLISHED, TRIMS_FOLDED, TRIMS_WRITTEN, WANTED, Ftl, ftl_at
 from emucsd_firmware.ftl.superblock import Superblock
 from emucsd_firmware.ftl.tables import WORKING_BLOCKS, Tables, capacity_pages
 from emucsd_firmware.nand.model import NandModel
@@ -96,10 +96,10 @@ class Store:
         try:
             store = cls(files, profile, durability)
             store._mark_factory_bad()
-            found = store._load(clean=True, since=0)
+            found = store._load(clean=True, since=0, trims=0)
             store._finish(int(found["usable"]))
             store._check_spare()
-            store._checkpointer.write_superblock(store._record, 0, clean=False)
+            store._checkpointer.write_superblock(store._record, 0, 0, clean=False)
         except BaseException:
             (folder / "super.json").unlink(missing_ok=True)
             files.close()
@@ -154,8 +154,12 @@ class Store:
         self._files.description["usable_blocks"] = g.die_count * g.blocks_per_die - bad
         self._files.write_description()
 
-    def _load(self, *, clean: bool, since: int) -> Any:
-        """Block tables, then (unless ``clean``) the map. :returns: what was found"""
+    def _load(self, *, clean: bool, since: int, trims: int) -> Any:
+        """Block tables, then (unless ``clean``) the map. :returns: what was found
+
+        :param since: what the map file covers
+        :param trims: records of the trim journal that it covers, -1: none, look at all that the journal still has
+        """
         found = np.zeros(1, Found.dtype)
         where = found.ctypes.data
         recovery.load_blocks(self.address, where, int(clean))
@@ -168,30 +172,33 @@ class Store:
         if not clean:
             exists = self._files.chunks_with_data()
             recovery.replay(self.address, where, since)
-            recovery.replay_trims(self.address, where, since, exists.ctypes.data)
+            trims = recovery.replay_trims(self.address, where, since, trims, exists.ctypes.data)
             recovery.recount(self.address, where, exists.ctypes.data)
+        self._tables.words[TRIMS_WRITTEN] = trims
+        self._tables.words[TRIMS_FOLDED] = trims - found[0]["trims"]
         return found[0]
 
     def _recover(self, block: Superblock | None) -> None:
         begun = time.perf_counter()
         rescan = block is None or "map.ftl" in self._files.rebuilt
-        since, pages = -1, None
+        since, trims, pages = -1, -1, None
         if block is not None:
             statistics.restore(self._record, block.counters)
             self._record["age_base"], self._record["marked_pages"] = block.age, block.marked_pages
             self._checkpointer.generation = block.generation
             if not rescan:
-                since = block.checkpoint_seq
+                since, trims = block.checkpoint_seq, block.trims
                 if block.clean:
                     pages = read_chunk_pages(self._files, block, len(self._tables.chunk_pages))
-        found = self._load(clean=pages is not None, since=since)
+        found = self._load(clean=pages is not None, since=since, trims=trims)
         if pages is not None:
             self._tables.chunk_pages[:] = pages
             self._record["mapped"] = int(pages.sum(dtype=np.int64))
         self._record["seq"] = max(int(self._record["seq"]), since)
         self._record["marked_pages"] += found["marked"]
         self._finish(int(found["usable"]))
-        self._checkpointer.write_superblock(self._record, since, clean=False)
+        folded = int(self._tables.words[TRIMS_FOLDED])
+        self._checkpointer.write_superblock(self._record, since, folded, clean=False)
         self.recovered = RecoveryReport(
             clean=pages is not None,
             rescanned=rescan,

@@ -23,6 +23,7 @@ class Superblock(NamedTuple):
     clean: U32  # 1: the drive was stopped in order, nothing is to be replayed
     generation: U64
     checkpoint_seq: I64  # the map file covers everything up to here
+    trims: I64  # records of the trim journal that it covers: the next one lies at this number modulo its size
     age: I64  # ns that the drive has been in use
     marked_pages: I64
     counters: Annotated[bytes, Raw(COUNTER_BYTES)]  # int64, in the order of statistics.PERSISTENT
@@ -30,7 +31,7 @@ class Superblock(NamedTuple):
     crc: U32  # over everything before it
 
 
-SUPERBLOCK = Codec(Superblock, 312)
+SUPERBLOCK = Codec(Superblock, 320)
 
 
 def write(fd: int, block: Superblock) -> None:

@@ -12,6 +12,7 @@ from emucsd_firmware.profile import Profile
 
 WINDOW = 4096  # blocks that one choice of a victim looks at
 DESTAGE_NS = 2_000_000  # a dirty page goes to flash after this long even if nothing presses
+CLAIM_BYTES = 65_536  # of a fresh block's pages are claimed together; not less than a page
 FLIGHTS_MORE = 4096  # programs that may end out of order, beyond twice the buffer's pages
 TRIM_SLOTS = 1 << 20
 WORKING_BLOCKS = RESERVE + 1  # of each die, without which it can't be written: one open, one to collect into
@@ -41,6 +42,7 @@ class Tables:
         self.dirty = np.zeros(chunks, np.uint8)
         self.chunk_pages = np.zeros(chunks, np.uint16)
         self.kinds = np.zeros(blocks, np.uint8)
+        self.seen = np.zeros(blocks, np.uint8)
         self.valid = np.zeros(blocks, np.uint32)
         self.erases = np.zeros(blocks, np.uint32)
         self.reads = np.zeros(blocks, np.uint32)
@@ -53,7 +55,7 @@ class Tables:
         self.stripes = stripes(g.channels, g.dies, g.planes)
         self.turns = np.zeros(STREAMS, np.int64)
         self.words = np.zeros(WORDS, np.int64)
-        self.zero_page = np.zeros(g.page_bytes, np.uint8)
+        self.zero_page = np.zeros(CLAIM_BYTES, np.uint8)
         self.images = np.zeros(max(slots, 1) * g.page_bytes, np.uint8)
         self.slots = np.zeros(slots + LIST_HEADS, Slot.dtype)
         self.flights = np.zeros(self.flights_size, np.int64)
@@ -67,8 +69,9 @@ class Tables:
     def fill(self, record: Any) -> None:
         """Addresses and settings into an empty ``Ftl`` record; files and state are the store's."""
         for name in (
-            *("dirty", "chunk_pages", "kinds", "valid", "erases", "reads", "stamps", "heaps", "limbo", "heap_counts"),
-            *("die_table", "places", "stripes", "turns", "words", "zero_page", "images", "slots", "flights", "waits"),
+            *("dirty", "chunk_pages", "kinds", "seen", "valid", "erases", "reads", "stamps", "heaps", "limbo"),
+            *("heap_counts", "die_table", "places", "stripes", "turns", "words", "zero_page", "images", "slots"),
+            *("flights", "waits"),
         ):
             record[name] = getattr(self, name).ctypes.data
         self._geometry(record)
@@ -94,6 +97,7 @@ class Tables:
         record["streams"], record["gc_stream"] = ftl.streams, ftl.streams - 1
         record["wear_gap"], record["trim_ns"] = ftl.wear_gap, ftl.trim_ns
         record["window"] = WINDOW
+        record["claim_pages"] = min(CLAIM_BYTES // self.profile.geometry.page_bytes, self.profile.geometry.pages)
         record["limbo_limit"] = max(4, self.profile.geometry.die_count)
         record["trim_slots"] = TRIM_SLOTS
         faults = (rel.rber_base, rel.rber_per_erase, rel.rber_per_read, rel.rber_per_day, rel.read_fail_ppm)

@@ -15,7 +15,7 @@ from emucsd_firmware.clock import REAL, Clock, push, record_lateness
 from emucsd_firmware.nvme.queues import PortState, cq_at, has_room, post, record_error, sq_at
 from emucsd_wire.layout import I64, State
 from emucsd_wire.nvme import DNR, SQE, Sqe, Status
-from emucsd_wire.words import copy, get_i64, jit, jit_inline, jit_unit, pointer, pointer_to, put_i64
+from emucsd_wire.words import copy, get_i64, jit, jit_inline, jit_unit, pointer, pointer_to, put_i64, signed
 
 _COMPARE_FAILURE = int(Status.COMPARE_FAILURE)
 _SANITIZING, _FORMATTING = int(Status.SANITIZE_IN_PROGRESS), int(Status.FORMAT_IN_PROGRESS)
@@ -108,9 +108,9 @@ def load(commands: Commands, port: PortState, qid: int, slot: int, now: int) -> 
     command.port = port.number
     command.sqid = qid
     command.generation = sq.generation
-    command.cid = np.int64(sqe.cid)
-    command.opcode = np.int64(sqe.opcode)
-    command.nsid = np.int64(sqe.nsid)
+    command.cid = signed(sqe.cid)
+    command.opcode = signed(sqe.opcode)
+    command.nsid = signed(sqe.nsid)
     command.status = 0
     command.dw0 = 0
     command.dw1 = 0

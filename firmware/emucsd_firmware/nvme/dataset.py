@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from emucsd_firmware.ftl.mapping import read_page, submit_read
 from emucsd_firmware.ftl.trim import deallocate
 from emucsd_firmware.ftl.write import prepare_write
@@ -25,7 +23,7 @@ from emucsd_wire.nvme import (
     DsmRange,
     Sqe,
 )
-from emucsd_wire.words import copy, jit_unit, pointer_to
+from emucsd_wire.words import copy, jit_unit, pointer_to, signed
 
 _INVALID_FIELD = int(nvme.Status.INVALID_FIELD)
 _READ_ONLY = int(nvme.Status.WRITE_TO_READ_ONLY)
@@ -65,28 +63,28 @@ def _deallocate_blocks(drive: DriveState, space: NamespaceState, slot: int, comm
 def dataset_management(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     """Dataset Management (09h): every range is checked before the first is deallocated; hints are accepted."""
     space = namespace_at(port.namespaces, command.nsid)
-    count = (np.int64(sqe.cdw10) & 0xFF) + 1
+    count = (signed(sqe.cdw10) & 0xFF) + 1
     status = map_data(port.memory, drive.transfer, sqe, count * _DSM_BYTES, 0)
     if status != 0:
         return status
     port.counters.other += 1
     ranges = drive.scratch
     gather(drive.transfer, ranges, count * _DSM_BYTES)
-    if np.int64(sqe.cdw11) & _DSM_DEALLOCATE == 0:
+    if signed(sqe.cdw11) & _DSM_DEALLOCATE == 0:
         return 0
     if space.write_protected != 0:
         return _READ_ONLY
     for index in range(count):
         entry = dsm_range_at(ranges, index)
-        command.lba = np.int64(entry.slba)
-        status = check_range(space, np.int64(entry.slba), np.int64(entry.blocks))
+        command.lba = signed(entry.slba)
+        status = check_range(space, signed(entry.slba), signed(entry.blocks))
         if status != 0:
             return status
     for index in range(count):
         entry = dsm_range_at(ranges, index)
-        blocks = np.int64(entry.blocks)
+        blocks = signed(entry.blocks)
         if blocks > 0:
-            status = _deallocate_blocks(drive, space, slot, command, np.int64(entry.slba), blocks)
+            status = _deallocate_blocks(drive, space, slot, command, signed(entry.slba), blocks)
             if status != 0:
                 return status
     command.ready = max(command.ready, drive.clock.now + drive.ftl.trim_ns)
@@ -103,7 +101,7 @@ def write_zeroes(drive: DriveState, port: PortState, slot: int, command: Command
     if space.write_protected != 0:
         return _READ_ONLY
     port.counters.other += 1
-    fua = np.int64(sqe.cdw12) & _FUA
+    fua = signed(sqe.cdw12) & _FUA
     command.durable = drive.ftl.machine_durable if fua != 0 else 0
     command.ready = max(command.ready, drive.clock.now + drive.ftl.trim_ns)
     return _deallocate_blocks(drive, space, slot, command, command.lba, named >> space.lba_shift)
@@ -114,9 +112,9 @@ def copy_blocks(drive: DriveState, port: PortState, slot: int, command: Command,
     """Copy (19h), source descriptor format 0: ranges of this namespace, in order, to one destination."""
     space = namespace_at(port.namespaces, command.nsid)
     target = slba(sqe)
-    count = (np.int64(sqe.cdw12) & 0xFF) + 1
+    count = (signed(sqe.cdw12) & 0xFF) + 1
     command.lba = target
-    if (np.int64(sqe.cdw12) >> 8) & 0xF != 0:
+    if (signed(sqe.cdw12) >> 8) & 0xF != 0:
         return _INVALID_FIELD
     if count > COPY_MAX_RANGES:
         return _SIZE_LIMIT
@@ -128,10 +126,10 @@ def copy_blocks(drive: DriveState, port: PortState, slot: int, command: Command,
     total = 0
     for index in range(count):
         entry = copy_range_at(ranges, index)
-        blocks = np.int64(entry.blocks) + 1
+        blocks = signed(entry.blocks) + 1
         if blocks > COPY_MAX_RANGE_BLOCKS:
             return _SIZE_LIMIT
-        status = check_range(space, np.int64(entry.slba), blocks)
+        status = check_range(space, signed(entry.slba), blocks)
         if status != 0:
             return status
         total += blocks
@@ -145,8 +143,8 @@ def copy_blocks(drive: DriveState, port: PortState, slot: int, command: Command,
     port.counters.other += 1
     for index in range(count):
         entry = copy_range_at(ranges, index)
-        blocks = np.int64(entry.blocks) + 1
-        status = _copy_range(drive, space, slot, command, np.int64(entry.slba), target, blocks)
+        blocks = signed(entry.blocks) + 1
+        status = _copy_range(drive, space, slot, command, signed(entry.slba), target, blocks)
         if status != 0:
             return status
         target += blocks

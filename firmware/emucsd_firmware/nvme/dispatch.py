@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from emucsd_firmware.nvme.commands import Command
 from emucsd_firmware.nvme.dataset import copy_blocks, dataset_management, write_zeroes
 from emucsd_firmware.nvme.io import (
@@ -22,7 +20,7 @@ from emucsd_firmware.nvme.queues import NAMESPACES, PortState, namespace_at
 from emucsd_firmware.state import DriveState
 from emucsd_wire import nvme
 from emucsd_wire.nvme import Sqe
-from emucsd_wire.words import jit, jit_unit
+from emucsd_wire.words import jit, jit_unit, signed
 
 _INVALID_OPCODE = int(nvme.Status.INVALID_OPCODE)
 _INVALID_FIELD = int(nvme.Status.INVALID_FIELD)
@@ -37,7 +35,7 @@ _FUSE = 3
 @jit
 def peek_lpn(drive: DriveState, port: PortState, sqe: Sqe) -> int:
     """The page of a one-page read or write, for prefetching its map entry; -1 when there is nothing to fetch early."""
-    opcode, nsid = np.int64(sqe.opcode), np.int64(sqe.nsid)
+    opcode, nsid = signed(sqe.opcode), signed(sqe.nsid)
     if (opcode != _READ and opcode != _WRITE) or nsid < 1 or nsid > NAMESPACES:
         return -1
     space = namespace_at(port.namespaces, nsid)
@@ -50,7 +48,7 @@ def peek_lpn(drive: DriveState, port: PortState, sqe: Sqe) -> int:
 @jit
 def touched_bytes(port: PortState, sqe: Sqe) -> int:
     """Bytes of the namespace that a read or write is about: the controller handles each of their pages."""
-    opcode, nsid = np.int64(sqe.opcode), np.int64(sqe.nsid)
+    opcode, nsid = signed(sqe.opcode), signed(sqe.nsid)
     if (opcode != _READ and opcode != _WRITE and opcode != _COMPARE) or nsid < 1 or nsid > NAMESPACES:
         return 0
     return block_count(sqe) << namespace_at(port.namespaces, nsid).lba_shift
@@ -59,15 +57,15 @@ def touched_bytes(port: PortState, sqe: Sqe) -> int:
 @jit
 def incoming_bytes(port: PortState, sqe: Sqe) -> int:
     """Bytes that a command brings over the link before it can act."""
-    opcode = np.int64(sqe.opcode)
+    opcode = signed(sqe.opcode)
     if opcode == _WRITE or opcode == _COMPARE:
         return touched_bytes(port, sqe)
     if opcode == _SEND:
-        return min(np.int64(sqe.cdw12), nvme.MAX_TRANSFER)
+        return min(signed(sqe.cdw12), nvme.MAX_TRANSFER)
     if opcode == _DSM:
-        return 16 * ((np.int64(sqe.cdw10) & 0xFF) + 1)
+        return 16 * ((signed(sqe.cdw10) & 0xFF) + 1)
     if opcode == _COPY:
-        return 32 * ((np.int64(sqe.cdw12) & 0xFF) + 1)
+        return 32 * ((signed(sqe.cdw12) & 0xFF) + 1)
     return 0
 
 
@@ -77,7 +75,7 @@ def execute(drive: DriveState, port: PortState, slot: int, command: Command, sqe
     opcode = command.opcode
     if drive.refused != 0:
         return drive.refused  # a sanitize operation runs or has failed, a format is under way
-    if np.int64(sqe.flags) & _FUSE != 0:
+    if signed(sqe.flags) & _FUSE != 0:
         return _INVALID_FIELD  # fused operations are not offered (Identify Controller FUSES = 0)
     if opcode == _FLUSH:
         return flush_namespace(drive, port, slot, command)

@@ -6,8 +6,6 @@ What it costs in time is queued as NAND operations under the command's job; ``da
 
 from __future__ import annotations
 
-import numpy as np
-
 from emucsd_firmware.ftl.mapping import read_page, submit_read
 from emucsd_firmware.ftl.write import WHEN_DONE, bad_mask, commit_write, flush, mark_bad, prepare_write
 from emucsd_firmware.memory import gather, matches, scatter
@@ -18,7 +16,7 @@ from emucsd_firmware.nvme.queues import NAMESPACES, NamespaceState, PortState, n
 from emucsd_firmware.state import DriveState
 from emucsd_wire import nvme
 from emucsd_wire.nvme import MAX_TRANSFER, Sqe
-from emucsd_wire.words import fill, jit, jit_inline, jit_unit
+from emucsd_wire.words import fill, jit, jit_inline, jit_unit, signed
 
 _INVALID_NAMESPACE = int(nvme.Status.INVALID_NAMESPACE)
 _INVALID_FIELD = int(nvme.Status.INVALID_FIELD)
@@ -37,13 +35,13 @@ _FUA = 1 << 30
 @jit_inline
 def slba(sqe: Sqe) -> int:
     """Starting LBA of CDW10 and CDW11; negative above 2**63, which no range check lets pass."""
-    return np.int64(sqe.cdw10) | (np.int64(sqe.cdw11) << 32)
+    return signed(sqe.cdw10) | (signed(sqe.cdw11) << 32)
 
 
 @jit_inline
 def block_count(sqe: Sqe) -> int:
     """Number of logical blocks of CDW12 (0-based there)."""
-    return (np.int64(sqe.cdw12) & 0xFFFF) + 1
+    return (signed(sqe.cdw12) & 0xFFFF) + 1
 
 
 @jit
@@ -174,7 +172,7 @@ def write(drive: DriveState, port: PortState, slot: int, command: Command, sqe: 
     command.incoming = left
     port.counters.writes += 1
     port.counters.blocks_written += left >> 9
-    fua = 1 if np.int64(sqe.cdw12) & _FUA != 0 else 0
+    fua = 1 if signed(sqe.cdw12) & _FUA != 0 else 0
     command.durable = fua & drive.ftl.machine_durable
     return write_pages(drive, space, slot, command, command.lba << space.lba_shift, left, fua, 1)
 

@@ -6,8 +6,6 @@ A parked command keeps nothing of the host's memory: its data pointer is walked 
 
 from __future__ import annotations
 
-import numpy as np
-
 from emucsd_firmware.lookup.requests import drop, payload, pop_done, release, send
 from emucsd_firmware.lookup.requests import read as read_request
 from emucsd_firmware.lookup.requests import reset_port as reset_requests
@@ -18,7 +16,7 @@ from emucsd_firmware.nvme.prp import map_data
 from emucsd_firmware.nvme.queues import PortState
 from emucsd_firmware.state import DriveState, drive_at, port_of
 from emucsd_wire.nvme import Sqe
-from emucsd_wire.words import jit, jit_unit
+from emucsd_wire.words import jit, jit_unit, signed
 
 PARKED = -2  # as a status: somebody else completes this command later
 
@@ -26,7 +24,7 @@ PARKED = -2  # as a status: somebody else completes this command later
 @jit_unit
 def lookup_send(drive: DriveState, port: PortState, command: Command, sqe: Sqe) -> int:
     """LOOKUP_SEND (81h). dw0 of a refusal is the position of the first bad id or offset."""
-    tag, count = np.int64(sqe.cdw10), np.int64(sqe.cdw12)
+    tag, count = signed(sqe.cdw10), signed(sqe.cdw12)
     target = payload(drive.lookup, port.number, tag, count)
     if target < 0:
         return -target
@@ -46,7 +44,7 @@ def lookup_send(drive: DriveState, port: PortState, command: Command, sqe: Sqe) 
 @jit_unit
 def lookup_read(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     """LOOKUP_READ (82h). dw0 of Unrecovered Read is the position of the id whose row cannot be read."""
-    tag, count = np.int64(sqe.cdw10), np.int64(sqe.cdw12)
+    tag, count = signed(sqe.cdw10), signed(sqe.cdw12)
     if count == 0:
         return drop(drive.lookup, port.number, tag)
     number = read_request(drive.lookup, port.number, tag, count, slot)

@@ -6,12 +6,10 @@ so each carries at least 511 entries of a transfer of at most 1 MiB, and SGL des
 
 from __future__ import annotations
 
-import numpy as np
-
 from emucsd_firmware.memory import Memory, Transfer, append, resolve, start
 from emucsd_wire import nvme
 from emucsd_wire.nvme import PAGE, SGL_DESCRIPTOR, SGL_LAST_SEGMENT, SGL_SEGMENT, SglDescriptor, Sqe
-from emucsd_wire.words import get_i64, jit, jit_unit, pointer_to
+from emucsd_wire.words import get_i64, jit, jit_unit, pointer_to, signed
 
 sgl_at = pointer_to(SglDescriptor, SGL_DESCRIPTOR.dtype)
 
@@ -82,9 +80,9 @@ def _walk_list(memory: Memory, transfer: Transfer, where: int, left: int, writin
 def walk_sgl(memory: Memory, transfer: Transfer, sqe: Sqe, length: int, writing: int) -> int:
     """Segments of ``length`` bytes described by SGL1 and what it points to. :returns: 0 or a status"""
     start(transfer)
-    address = np.int64(sqe.prp1)
-    size = np.int64(sqe.prp2) & 0xFFFFFFFF
-    kind = (np.int64(sqe.prp2) >> 56) & 0xFF
+    address = signed(sqe.prp1)
+    size = signed(sqe.prp2) & 0xFFFFFFFF
+    kind = (signed(sqe.prp2) >> 56) & 0xFF
     seen = 0
     if kind == 0:
         status = _data_block(memory, transfer, address, size, length, writing)
@@ -103,13 +101,13 @@ def walk_sgl(memory: Memory, transfer: Transfer, sqe: Sqe, length: int, writing:
         kind = -1
         for index in range(count):
             entry = sgl_at(table, index)
-            this = np.int64(entry.kind)
+            this = signed(entry.kind)
             if this == SGL_SEGMENT or this == SGL_LAST_SEGMENT:
                 if last or index != count - 1:
                     return _SGL_SEGMENT_STATUS
-                address, size, kind = np.int64(entry.address), np.int64(entry.length), this
+                address, size, kind = signed(entry.address), signed(entry.length), this
             elif this == 0:
-                block, span = np.int64(entry.address), np.int64(entry.length)
+                block, span = signed(entry.address), signed(entry.length)
                 status = _data_block(memory, transfer, block, span, length, writing)
                 if status != 0:
                     return status
@@ -142,9 +140,9 @@ def _check_total(transfer: Transfer, length: int) -> int:
 @jit_unit
 def map_data(memory: Memory, transfer: Transfer, sqe: Sqe, length: int, writing: int) -> int:
     """Segments of a command's data by PRP or SGL as PSDT says. ``writing`` 1: the drive writes to the host."""
-    psdt = (np.int64(sqe.flags) >> 6) & 3
+    psdt = (signed(sqe.flags) >> 6) & 3
     if psdt == 0:
-        return walk_prp(memory, transfer, np.int64(sqe.prp1), np.int64(sqe.prp2), length, writing)
+        return walk_prp(memory, transfer, signed(sqe.prp1), signed(sqe.prp2), length, writing)
     if psdt == 3:
         return _FIELD
     return walk_sgl(memory, transfer, sqe, length, writing)
