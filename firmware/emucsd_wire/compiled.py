@@ -42,7 +42,7 @@ def record_type(layout: type, dtype: np.dtype[Any] | None = None) -> Any:
             raise TypeError(f"{layout.__name__} has no pointer yet; call pointer_to({layout.__name__}, …) first")
         fields = [(n, *spec[:2]) for n, spec in (dtype.fields or {}).items() if not _raw(spec[0])]
         names, formats, offsets = zip(*fields, strict=True)
-        shape = {"names": names, "formats": formats, "offsets": offsets, "itemsize": dtype.itemsize}
+        shape: Any = {"names": names, "formats": formats, "offsets": offsets, "itemsize": dtype.itemsize}
         _records[layout] = numba.from_dtype(np.dtype(shape, align=dtype.isalignedstruct))
     return _records[layout]
 
