@@ -97,6 +97,7 @@ class Codec(Generic[W]):
         self.layout = layout
         self.dtype = _layout(layout, align=False)
         self.size = size
+        self._fields: dict[str, Any] = dict(self.dtype.fields or {})
         if self.dtype.itemsize != size:
             raise TypeError(f"{layout.__name__} is {self.dtype.itemsize} bytes, its specification says {size}")
         self._struct = struct.Struct("<" + "".join(self._format(f.dtype) for f in self))
@@ -110,12 +111,12 @@ class Codec(Generic[W]):
 
     def __iter__(self) -> Iterator[Field]:
         for name in self.dtype.names or ():
-            dtype, offset = (self.dtype.fields or {})[name][:2]
+            dtype, offset = self._fields[name][:2]
             yield Field(name, dtype, offset)
 
     def offset(self, name: str) -> int:
         """Byte offset of a field. :raises KeyError: no such field."""
-        return int((self.dtype.fields or {})[name][1])
+        return int(self._fields[name][1])
 
     def pack(self, value: W) -> bytes:
         """``size`` bytes. Never use it on memory that a guest polls: struct zeroes the target before it fills it."""
