@@ -196,7 +196,7 @@ def test_closing_waits_for_what_runs(desk: Desk) -> None:
     assert desk.read(client) == {}
     client.close()
     desk.server = ControlServer(desk.loop, desk.path, {})
-    assert open_fds() == before
+    assert open_fds() <= before
 
 
 def test_an_endless_line_is_cut(desk: Desk) -> None:
@@ -232,7 +232,7 @@ def test_clients_come_and_go(desk: Desk) -> None:
         for client in crowd:
             client.close()
         desk.settle()
-    assert open_fds() == before
+    assert open_fds() <= before
     crowd = []
     for _ in range(CLIENT_LIMIT + 4):
         crowd.append(desk.connect())

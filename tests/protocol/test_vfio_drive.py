@@ -85,7 +85,7 @@ def test_spdk_attaches_works_and_detaches(stand: Stand) -> None:
             spdk.run(script[border:])
             spdk.close()
             stand.settle()
-        assert open_fds() == before
+        assert open_fds() <= before
 
 
 def test_trapped_doorbells_and_interrupts(stand: Stand) -> None:
@@ -135,7 +135,7 @@ def test_a_client_that_vanishes_mid_command(stand: Stand, text: bytes) -> None:
             memory.close()
             stand.settle()
             assert stand.server.endpoints[0].session is None
-            assert open_fds() == before
+            assert open_fds() <= before
         with mmap.mmap(fd, MEMORY) as memory:
             host = enabled(stand, text, fd, memory)
             host.create_io()
@@ -224,7 +224,7 @@ def test_nonsense_with_a_drive_behind(stand: Stand, seed: int) -> None:
                 pass
             host.peer.close()
             stand.settle()
-            assert open_fds() == before
+            assert open_fds() <= before
             if time.monotonic() > end:
                 break
         host = enabled(stand, OWN_JSON, fd, memory)

@@ -111,7 +111,7 @@ def test_nonsense_is_survived(stand: Stand, seed: int) -> None:
         one_client(chance, stand, pool)
         assert stand.port.maps == {}
         assert stand.port.vectors == {}
-        assert open_fds() == before
+        assert open_fds() <= before
         if time.monotonic() > end:
             break
     honest = stand.connect()

@@ -277,7 +277,7 @@ def test_region_queries_leak_nothing(peer: Peer) -> None:
     for _ in range(10):
         for fd in region_info(peer, Region.BAR0, 64).fds:
             os.close(fd)
-    assert open_fds() == before
+    assert open_fds() <= before
 
 
 def test_admin_work_is_served(stand: Stand) -> None:

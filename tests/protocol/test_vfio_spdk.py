@@ -66,7 +66,7 @@ def test_attach_and_detach_byte_for_byte(stand: Stand, script: list[Step]) -> No
             spdk.close()
             stand.server.run_once(0)
             assert stand.port.calls[-1] == ("reset",)
-        assert open_fds() == before
+        assert open_fds() <= before
 
 
 @pytest.mark.parametrize("cut", range(1, 27))
@@ -85,7 +85,7 @@ def test_killed_anywhere_the_next_client_is_healthy(stand: Stand, script: list[S
         again.run(script)
         again.close()
         stand.server.run_once(0)
-        assert open_fds() == before
+        assert open_fds() <= before
 
 
 def test_doorbells_are_stores_to_the_page(stand: Stand, script: list[Step]) -> None:
