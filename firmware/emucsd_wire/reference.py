@@ -25,7 +25,7 @@ import emucsd_wire
 from emucsd_wire.layout import Codec
 
 FIRST = ("nvme", "identify", "logs", "features", "vendor", "vfio_user")  # reading order; others follow by name
-SILENT = ("layout", "words", "paths", "reference")  # no wire format in them
+SILENT = ("compiled", "layout", "paths", "reference", "words")  # no wire format in them
 
 HEAD = """\
 # Wire format
