@@ -14,11 +14,20 @@ from numba import types
 from emucsd_firmware.clock import NEVER, REAL, due, pop, push
 from emucsd_firmware.ftl.buffer import destage_all
 from emucsd_firmware.ftl.gc import background, next_background, on_job
-from emucsd_firmware.ftl.mapping import prefetch_page
+from emucsd_firmware.ftl.mapping import prefetch_page, read_page
 from emucsd_firmware.ftl.trim import deallocate
 from emucsd_firmware.ftl.write import set_write_cache
 from emucsd_firmware.lookup.requests import job_done, pump
-from emucsd_firmware.nand.timing import advance, close_job, job_finish, next_event, open_job, pop_done, room
+from emucsd_firmware.nand.timing import (
+    advance,
+    advance_until_done,
+    close_job,
+    job_finish,
+    next_event,
+    open_job,
+    pop_done,
+    room,
+)
 from emucsd_firmware.nvme.commands import (
     COMPLETE,
     EXECUTE,
@@ -44,6 +53,7 @@ from emucsd_wire.words import (
     jit_unit,
     load_i64,
     monotonic,
+    prefetch,
     put_i64,
     relax,
     signal,
@@ -54,6 +64,7 @@ from emucsd_wire.words import (
 
 CALLED, SYNC = 1, 2  # why ``run`` returned
 
+PREFETCH_LINES = 64  # of 64 bytes: a 4 KiB page
 ROOM = 8192  # flash operations that a burst may need (32 commands of 256 pages): with less left nothing is fetched
 BURST = 32  # entries taken from one queue before the next has its turn
 SPINS = 4096  # idle rounds before the first sleep: some 100 us
@@ -87,6 +98,18 @@ def act(drive: DriveState, slot: int) -> None:
         answer(drive, slot, finish)
 
 
+@jit
+def _prefetch_data(drive: DriveState, port: PortState, slot: int) -> None:
+    """Ask for the flash page of the command after this one: its lines come while this one's are being copied."""
+    lpn = peek_lpn(drive, port, sqe_at(drive.commands.sqes, slot))
+    if lpn < 0:
+        return
+    address = read_page(drive.ftl, lpn)
+    if address != 0:
+        for line in range(PREFETCH_LINES):
+            prefetch(address + 64 * line)
+
+
 @jit_unit
 def fetch(drive: DriveState, port: PortState, qid: int) -> int:
     """Take up to BURST entries of a queue; those that cost no time on the way act at once. :returns: how many"""
@@ -112,6 +135,8 @@ def fetch(drive: DriveState, port: PortState, qid: int) -> int:
     for index in range(count):
         slot = get_i64(drive.batch, index)
         if free:
+            if index + 1 < count:
+                _prefetch_data(drive, port, get_i64(drive.batch, index + 1))
             act(drive, slot)
             continue
         sqe = sqe_at(drive.commands.sqes, slot)
@@ -177,25 +202,48 @@ def idle_due(drive: DriveState) -> int:
     return max(next_background(drive.ftl), drive.idle_after)
 
 
+@jit_inline
+def _word(port: PortState, index: int) -> int:
+    return load_i64(port.words, index)
+
+
+@jit
+def _answered(drive: DriveState, before0: int, before1: int) -> bool:
+    """Whether a host that waits has got a completion since."""
+    if _word(drive.port0, _ATTACHED) != 0 and drive.port0.posted != before0:
+        return True
+    return _word(drive.port1, _ATTACHED) != 0 and drive.port1.posted != before1
+
+
 @jit_unit
-def run_until(drive: DriveState, until: int) -> int:
+def run_until(drive: DriveState, until: int, before0: int, before1: int) -> int:
     """Run every event with time <= ``until``, in order of time. :returns: how many moments had events
 
     At one moment flash comes first, then the translator, then commands and completions.
+
+    :param before0: completions of port 0 so far, with ``before1`` for port 1: end with the moment that adds to those of
+        a host that follows the grant protocol. -1: run on
     """
     moments = 0
     clock = drive.clock
     while True:
+        if before0 >= 0 and _answered(drive, before0, before1):
+            until = min(until, clock.now)
         others = min(due(clock), drive.lookup.wake, idle_due(drive))
         flash = next_event(drive.nand)
         when = min(others, flash)
-        if when > until:
+        if when > until or when == NEVER:
             return moments
         moments += 1
         clock.now = max(clock.now, when)
         if flash <= others:
-            # by the wall clock flash may run ahead to the next other event; virtual time must stop at each moment
-            advance(drive.nand, min(others, until) if clock.mode == REAL else flash)
+            # by the wall clock flash may run ahead to the next other event; virtual time stops when a job has ended
+            if clock.mode == REAL:
+                advance(drive.nand, min(others, until))
+            else:
+                reached = advance_until_done(drive.nand, min(others, until))
+                if reached != NEVER:
+                    clock.now = max(clock.now, reached)
             reap(drive)
         elif drive.lookup.wake <= others:
             pump(drive.lookup, drive.ftl, drive.nand, when)
@@ -237,17 +285,12 @@ def round_real(drive: DriveState) -> int:
     work = 0
     if drive.instant == 0 or next_due(drive) != NEVER or drive.rounds & CLOCK_EVERY == 0:
         now = monotonic()
-        work = run_until(drive, now)
+        work = run_until(drive, now, -1, -1)
         drive.clock.now = max(now, drive.clock.now)
     work += fetch_all(drive)
     if work != 0 or drive.commands.held != 0:
         raise_interrupts(drive)
     return work
-
-
-@jit_inline
-def _word(port: PortState, index: int) -> int:
-    return load_i64(port.words, index)
 
 
 @jit
@@ -266,32 +309,39 @@ def all_wait(drive: DriveState) -> bool:
     return True
 
 
+@jit_inline
+def _thinking(port: PortState) -> bool:
+    return _word(port, _HOST_NOW) > _word(port, _DRIVE_NOW)
+
+
 @jit
-def _grant(drive: DriveState, target: int) -> None:
-    """Let time run until a waiting host has a completion, a thinking one has thought, or nothing is left."""
+def _target(drive: DriveState) -> int:
+    """The time that the first thinking host has declared, NEVER when none thinks."""
+    target = NEVER
+    for number in range(2):
+        port = port_of(drive, number)
+        if _word(port, _ATTACHED) != 0 and _thinking(port):
+            target = min(target, _word(port, _HOST_NOW))
+    return target
+
+
+@jit
+def _grant(drive: DriveState, before0: int, before1: int) -> None:
+    """Let time run until a host has a completion, a thinking one has thought, or nothing is left; then say so."""
     clock = drive.clock
-    before0 = drive.port0.posted
-    before1 = drive.port1.posted
-    waits0 = _word(drive.port0, _ATTACHED) != 0 and _word(drive.port0, _HOST_NOW) <= _word(drive.port0, _DRIVE_NOW)
-    waits1 = _word(drive.port1, _ATTACHED) != 0 and _word(drive.port1, _HOST_NOW) <= _word(drive.port1, _DRIVE_NOW)
-    while True:
-        when = next_due(drive)
-        if when > target:
-            clock.now = max(clock.now, target)
-            break
-        if when == NEVER:
-            break
-        run_until(drive, when)
-        if (waits0 and drive.port0.posted != before0) or (waits1 and drive.port1.posted != before1):
-            break
+    target = _target(drive)
+    if not _answered(drive, before0, before1):
+        run_until(drive, target, before0, before1)
+    if target != NEVER and not _answered(drive, before0, before1):
+        clock.now = max(clock.now, target)
     idle = next_due(drive) == NEVER
     for number in range(2):
         port = port_of(drive, number)
         if _word(port, _ATTACHED) == 0:
             continue
-        thinking = _word(port, _HOST_NOW) > _word(port, _DRIVE_NOW)
         posted = port.posted != (before0 if number == 0 else before1)
-        if (thinking and clock.now >= _word(port, _HOST_NOW)) or (not thinking and posted) or (idle and not thinking):
+        done = clock.now >= _word(port, _HOST_NOW) if _thinking(port) else idle
+        if posted or done:
             store_i64(port.words, _DRIVE_NOW, clock.now)
             store_i64(port.words, _GRANTED, _word(port, _WAIT))
 
@@ -304,23 +354,17 @@ def round_virtual(drive: DriveState) -> int:
         if work == 0:
             when = next_due(drive)
             if when != NEVER:
-                work = run_until(drive, when)
+                work = run_until(drive, when, -1, -1)
         raise_interrupts(drive)
         return work
     if not all_wait(drive):
         fetch_admin(drive)
         return 0
+    before0, before1 = drive.port0.posted, drive.port1.posted
     while fetch_all(drive) != 0:
         pass
     background(drive.ftl, drive.nand, drive.clock.now)
-    target = NEVER
-    for number in range(2):
-        port = port_of(drive, number)
-        if _word(port, _ATTACHED) != 0:
-            host_now = _word(port, _HOST_NOW)
-            if host_now > _word(port, _DRIVE_NOW):
-                target = min(target, host_now)
-    _grant(drive, target)
+    _grant(drive, before0, before1)
     raise_interrupts(drive)
     return 1
 

@@ -221,9 +221,9 @@ class ClockWords(NamedTuple):
     Virtual clock: the drive's time moves only in *grants*, so a run depends on nothing but what the host declared. The
     host rings doorbells at the drive's present time, as many as it likes; then it stores ``wait = granted + 1`` and
     spins until ``granted == wait``. Only now does the drive look at its queues (in queue order). With
-    ``host_now > drive_now`` the host has been thinking: the drive runs everything due up to ``host_now`` and grants
-    that time. Otherwise it jumps from event to event until at least one completion is posted (or nothing is left to
-    happen) and grants that time. ``drive_now`` and the completions are visible before ``granted``.
+    ``host_now > drive_now`` the host is thinking: the drive runs what is due up to ``host_now``. It grants the time of
+    the first completion, of ``host_now``, or, to a host that does not think, of when nothing is left to happen; a
+    host that has not thought to its end asks again. ``drive_now`` and the completions are visible before ``granted``.
     """
 
     mode: U64  # 0 real, 1 virtual; written by the drive

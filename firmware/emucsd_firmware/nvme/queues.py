@@ -270,8 +270,9 @@ class QueueSet:
         self.memory = AddressTable()
         self._shadow_iovas: tuple[int, int] | None = None
         self.doorbell_fd = os.memfd_create(f"emucsd-doorbells-{number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.doorbell_fd, PAGE)
-        self._page = mmap.mmap(self.doorbell_fd, PAGE)
+        # the page lies where it lies in BAR0: a client that adds the area's offset to the region's needs no wrap
+        os.ftruncate(self.doorbell_fd, Register.DOORBELLS + PAGE)
+        self._page = mmap.mmap(self.doorbell_fd, PAGE, offset=Register.DOORBELLS)
         self.doorbells = np.frombuffer(self._page, "<u4")
         self.words = np.frombuffer(self._page, "<i8", offset=CLOCK_WORDS_OFFSET - Register.DOORBELLS)
         self.words[0] = mode
