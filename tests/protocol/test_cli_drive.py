@@ -129,7 +129,9 @@ def test_power_cut(capsys: Capture) -> None:
     store = Path(told(capsys, *up)["store"])
     assert told(capsys, "io", "verify", "d1", "--blocks", "1000", "--force")["wrong"] == 0
     assert told(capsys, "down", "d1", "--force")["drives"]["d1"]["how"] == "killed"
-    assert told(capsys, *up)["status"]["drive"]["recovered"]["clean"] is False
+    again = told(capsys, "up", "d1")["status"]["drive"]  # profile and size are what it was made with
+    assert again["recovered"]["clean"] is False
+    assert again["capacity_bytes"] == 16 << 20
     assert told(capsys, "io", "verify", "d1", "--blocks", "1000", "--read-only")["wrong"] == 0
     assert told(capsys, "down", "d1", "--delete")["drives"]["d1"]["how"] == "stopped"
     assert not store.exists()

@@ -2,33 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
 
 from emucsd.cli.command import Command, CommandError, Option, Result, Settings
 from emucsd.cli.progress import spinner
-from emucsd.cli.units import setting
+from emucsd.cli.units import setting, show_size
+
+MADE = "up.json"  # in the store: what the drive was made with, so that a later `up` need not say it again
+NEW_PROFILE = "femu"
 
 
-def _argv(settings: Settings) -> tuple[list[str], Path, Path]:
+class Made(NamedTuple):
+    """What shapes a drive's flash."""
+
+    profile: str
+    size: str | None
+    set: list[str]
+
+
+def _made(settings: Settings, store: Path) -> Made:
+    """What was asked for, else what this store was made with, else the default."""
+    if settings.profile or settings.size or settings.set:
+        return Made(settings.profile or NEW_PROFILE, settings.size, settings.set)
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Made(**json.loads((store / MADE).read_text()))
+    return Made(NEW_PROFILE, None, [])
+
+
+def _prepared(settings: Settings) -> tuple[list[str], Path, Path, Made]:
+    """Command line, runtime folder, store, and what the drive is made with."""
     from emucsd.process import command
     from emucsd_wire import paths
 
     runtime = paths.runtime_folder(settings.name)
     paths.port_socket(runtime, 0)
     store = Path(settings.store).absolute() if settings.store else paths.store_folder(settings.name)
-    flags = ("profile", "size", "clock", "doorbells", "durability", "firmware")
-    options = {flag: getattr(settings, flag) for flag in flags}
-    options["firmware"] = options["firmware"] and str(Path(options["firmware"]).absolute())
-    return command(settings.name, runtime, store, options, settings.set), runtime, store
+    made = _made(settings, store)
+    if made.profile.endswith(".toml"):
+        made = made._replace(profile=str(Path(made.profile).absolute()))
+    options = {flag: getattr(settings, flag) for flag in ("clock", "doorbells", "durability")}
+    options |= {"profile": made.profile, "size": made.size}
+    options["firmware"] = settings.firmware and str(Path(settings.firmware).absolute())
+    return command(settings.name, runtime, store, options, made.set), runtime, store, made
 
 
 def plan(settings: Settings) -> Result:
-    argv, runtime, store = _argv(settings)
+    argv, runtime, store, _ = _prepared(settings)
     return {"run": shlex.join(argv), "put_sockets_in": str(runtime), "keep_flash_in": str(store)}
 
 
@@ -37,7 +63,7 @@ def run(settings: Settings) -> Result:
     from emucsd import background
     from emucsd.control import Control
 
-    argv, runtime, store = _argv(settings)
+    argv, runtime, store, made = _prepared(settings)
     if background.running(settings.name):
         raise CommandError(
             f"a drive named {settings.name!r} runs already",
@@ -45,14 +71,17 @@ def run(settings: Settings) -> Result:
         )
     with spinner(f"starting {settings.name} (the first start compiles the firmware)") as tell:
         pid = background.start(argv, runtime, tell=tell)
+    (store / MADE).write_text(json.dumps(made._asdict()) + "\n")
     status = Control(runtime).status()
     ports = [str(runtime / f"port{n}" / "cntrl") for n in (0, 1)]
     return {"name": settings.name, "pid": pid, "sockets": ports, "store": str(store), "status": status}
 
 
 def show(result: Result, console: Console) -> None:
-    name: Any = escape(result["name"])
-    console.print(f"[bold green]{name}[/] is up, process {result['pid']}")
+    name = escape(result["name"])
+    about = result["status"]["drive"]
+    size = show_size(about["capacity_bytes"])
+    console.print(f"[bold green]{name}[/] is up: profile {escape(about['profile'])}, {size}, process {result['pid']}")
     for number, path in enumerate(result["sockets"]):
         console.print(f"  port {number}  {escape(path)}", soft_wrap=True)
     console.print(f"  store   {escape(result['store'])}", soft_wrap=True)
@@ -67,8 +96,10 @@ COMMAND = Command(
     plan=plan,
     options=(
         Option("name", "what to call it: letters, digits, '.', '_', '-'"),
-        Option("--profile", "null, femu, rmssd, newport, cosmosplus, or a TOML file of your own", "femu"),
-        Option("--size", "capacity, like 4GiB (default: the profile's); its files are sparse", None),
+        Option("--profile", "null, femu, rmssd, newport, cosmosplus, or a TOML file of your own (default: femu for a "
+               "new drive, else what it was made with)", None),
+        Option("--size", "capacity, like 4GiB, in sparse files (default: the profile's, or what it was made with)",
+               None),
         Option("--clock", "real: paced by the wall clock; virtual: repeatable", "real", choices=("real", "virtual")),
         Option("--store", "folder for its flash (default: a folder of its name among your drives)", None),
         Option("--set", "one profile field or FEMU knob, like nand.read_ns=50000 or pg_rd_lat=50000; repeatable", None,
