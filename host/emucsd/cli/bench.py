@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from emucsd.cli.command import Command, Option, Result, Settings
-from emucsd.cli.units import count, seconds, show_count
+from emucsd.cli.units import count, seconds, show_count, show_time
+
+
+def _iops(value: float) -> str:
+    return f"{show_count(value)} IOPS"
+
+
+def _rate(value: float) -> str:
+    return f"{show_count(value)}/s"
+
+
+def _us(value: float) -> str:
+    return show_time(value * 1e3)
+
+
+def _s(value: float) -> str:
+    return show_time(value * 1e9)
+
+
+def _gb(value: float) -> str:
+    return f"{value:.2f} GB"
+
+
+def _plain(value: float | bool) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else f"{value:.3g}"
+
 
 # key -> what it is, and how it is shown
 FIGURES = {
-    "read_qd32_iops": ("random 4 KiB reads, queue depth 32, null profile, real clock", "{}IOPS"),
-    "read_qd1_iops": ("random 4 KiB reads, queue depth 1, over 1 GiB, null profile, real clock", "{}IOPS"),
-    "write_gc_iops": ("random 4 KiB writes, queue depth 32, steady state with garbage collection", "{}IOPS"),
-    "virtual_commands_per_s": ("simulated commands a wall second, femu profile, virtual clock", "{}/s"),
-    "lateness_p50_us": ("completion seen after its modelled time, femu profile, 50 K IOPS: median", "{}us"),
-    "lateness_p99_us": ("the same, 99th percentile", "{}us"),
-    "open_clean_s": ("opening a 1 TiB drive after a clean stop", "{}s"),
-    "open_crash_s": ("opening it after kill -9 with 1 M changed mappings", "{}s"),
-    "resident_gb": ("its resident memory", "{}GB"),
-    "vectors_per_s": ("vectors summed in the drive a wall second, bags of 80, every vector timed", "{}/s"),
-    "torch_ratio": ("the same against torch.nn.EmbeddingBag, one thread, table in memory", "{}"),
-    "bit_equal": ("sums equal NumPy's and PyTorch's, bit for bit", "{}"),
+    "read_qd32_iops": ("random 4 KiB reads, queue depth 32, null profile, real clock", _iops),
+    "read_qd1_iops": ("random 4 KiB reads, queue depth 1, over 1 GiB, null profile, real clock", _iops),
+    "write_gc_iops": ("random 4 KiB writes, queue depth 32, steady state with garbage collection", _iops),
+    "virtual_commands_per_s": ("simulated commands a wall second, femu profile, virtual clock", _rate),
+    "lateness_p50_us": ("completion seen after its modelled time, femu profile, 50 K IOPS: median", _us),
+    "lateness_p99_us": ("the same, 99th percentile", _us),
+    "open_clean_s": ("opening a 1 TiB drive after a clean stop", _s),
+    "open_crash_s": ("opening it after kill -9 with 1 M changed mappings", _s),
+    "resident_gb": ("its resident memory", _gb),
+    "vectors_per_s": ("vectors summed in the drive a wall second, bags of 80, every vector timed", _rate),
+    "torch_ratio": ("the same against torch.nn.EmbeddingBag, one thread, table in memory", _plain),
+    "bit_equal": ("sums equal NumPy's and PyTorch's, bit for bit", _plain),
 }
 
 
@@ -48,18 +71,11 @@ def show(result: Result, console: Console) -> None:
     for key, value in result.items():
         if key in FIGURES:
             about, form = FIGURES[key]
-            sheet.add_row(about, form.format(_number(value)) if value is not None else "not measured")
+            sheet.add_row(about, form(value) if value is not None else "not measured")
     console.print(sheet)
     for key, value in result["environment"].items():
         if not isinstance(value, dict):
             console.print(f"  [dim]{escape(key.replace('_', ' '))}: {escape(str(value))}[/]")
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    text = show_count(value)
-    return text if text[-1].isalpha() else f"{text} "
 
 
 COMMAND = Command(
