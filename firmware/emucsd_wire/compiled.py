@@ -20,7 +20,7 @@ import numba
 import numpy as np
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.core.extending import _Intrinsic
 
 from emucsd_wire.layout import State
 
@@ -64,7 +64,7 @@ def jit_inline(function: F) -> F:
 
 
 def jit_unit(function: F) -> F:
-    """As ``jit``, but compiled apart and called by symbol. Only compiled code can call it."""
+    """As ``jit``, but compiled apart and called by symbol."""
     unit = Unit(function)
     called: F = unit.callable()
     _units[id(called)] = unit
@@ -119,6 +119,15 @@ def _called_units(function: Any, seen: set[int]) -> Iterator[Unit]:
             yield from _called_units(value.py_func, seen)
 
 
+class _Called(_Intrinsic):  # type: ignore[misc]
+    """What stands in a unit's place in its module: an intrinsic for compiled code, the function itself for Python."""
+
+    unit: Unit
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.unit.run(*arguments)
+
+
 class Unit:
     """One separately compiled function: its dispatcher, its symbol, and the call that its users compile."""
 
@@ -144,6 +153,11 @@ class Unit:
             self._result = compiled.signature.return_type
         return self._result
 
+    def run(self, *arguments: Any) -> Any:
+        """Call it from Python, as tests do; State pointers are np.void views."""
+        self.link()
+        return self._dispatcher(*arguments)
+
     def callable(self) -> Any:
         """What takes the function's place in its module."""
 
@@ -157,7 +171,10 @@ class Unit:
         names = ", ".join(f"a{i}" for i in range(self.function.__code__.co_argcount))
         scope: dict[str, Any] = {"typed": typed}
         exec(f"def {self.function.__name__}(typingctx, {names}): return typed({names})", scope)  # numba wants names
-        return intrinsic(scope[self.function.__name__])
+        called = _Called(self.function.__name__, scope[self.function.__name__])
+        called.unit = self
+        called._register()
+        return called
 
     def _call(self, context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = context.call_conv.get_function_type(signature.return_type, signature.args)

@@ -26,7 +26,10 @@ def close_job(nand: Nand, job: int, now: int) -> int:
     record.pending -= 1
     if record.finish < now:
         record.finish = now
-    return record.finish if record.pending == 0 else -1
+    if record.pending == 0:
+        return record.finish
+    nand.closed += 1
+    return -1
 
 
 @jit_inline
@@ -63,6 +66,7 @@ def end_job(nand: Nand, number: int) -> None:
     """Put a job into the done list. Channels end jobs in ascending order each: the search starts at the last one."""
     job = job_at(nand.jobs, number)
     finish = job.finish
+    nand.closed -= 1
     before = nand.done_hint if nand.done_hint >= 0 else nand.done_last
     while before >= 0 and _later(nand, before, number, finish):
         before = job_at(nand.jobs, before).before
@@ -122,6 +126,7 @@ def abandon_job(nand: Nand, number: int) -> None:
         if nand.done_hint == number:
             nand.done_hint = -1
     elif job.pending > 0:
+        nand.closed -= 1
         for index in range(nand.pool):
             if op_at(nand.ops, index).job == number:
                 op_at(nand.ops, index).job = -1

@@ -146,6 +146,7 @@ class Nand(State):
     next: I64  # time of the next event
     free: I64  # pool: first free operation, and how many
     room: I64
+    closed: I64  # jobs that were closed and have not ended: only these can end by flash operations alone
     done_first: I64  # jobs that ended, by (finish, job)
     done_last: I64
     done_hint: I64
