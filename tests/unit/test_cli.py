@@ -125,6 +125,18 @@ def test_status_without_drives(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == {"drives": {}}
 
 
+def test_profiles(capsys: pytest.CaptureFixture[str]) -> None:
+    """`profile` lists the built-in ones; with a name, every setting with its limits, overrides applied."""
+    assert main(["profile", "--json"]) == OK
+    assert {"femu", "null", "rmssd"} <= set(json.loads(capsys.readouterr().out)["profiles"])
+    assert main(["profile", "femu", "--set", "pg_rd_lat=1234", "--json"]) == OK
+    settings = {row["key"]: row for row in json.loads(capsys.readouterr().out)["settings"]}
+    assert settings["nand.read_ns"]["value"] == 1234
+    assert settings["nand.read_ns"]["low"] == 0
+    assert main(["profile", "femu", "--set", "nand.reed_ns=1"]) == FAILED
+    assert "did you mean nand.read_ns" in capsys.readouterr().err
+
+
 def run_one(monkeypatch: pytest.MonkeyPatch, command: Command, *argv: str) -> int:
     monkeypatch.setattr("emucsd.cli.main.commands", lambda: (command,))
     return main([command.name, *argv])

@@ -18,9 +18,9 @@ from emucsd.cli.units import plain
 
 def commands() -> tuple[Command, ...]:
     """Every command, in the order of the help."""
-    from emucsd.cli import bench, demo, doctor, down, io, lookup, status, table, up
+    from emucsd.cli import bench, demo, doctor, down, io, lookup, profile, status, table, up
 
-    modules = (demo, up, down, status, io, table, lookup, bench, doctor)
+    modules = (demo, up, down, status, io, table, lookup, bench, profile, doctor)
     return tuple(module.COMMAND for module in modules)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emucsd.cli.units import show_size
+from emucsd.process import environment
 
 GOOD, PARTLY, MISSING = "ok", "partly", "missing"
 KVM_GET_API_VERSION = 0xAE00  # linux/kvm.h
@@ -93,13 +94,12 @@ def qemu() -> Finding:
     """A QEMU that can attach a drive, as `python -m emucsd_femu qemu` finds it."""
     needed_for = "attaching a drive to a virtual machine"
     argv = [sys.executable, "-m", "emucsd_femu", "qemu", "--no-build"]
-    path = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run(
         argv,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env=environment(),
         check=False,
     )
     if done.returncode:
