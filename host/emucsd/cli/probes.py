@@ -105,7 +105,7 @@ def qemu() -> Finding:
     if done.returncode:
         step = "python -m emucsd_femu qemu makes a private one, without root"
         return Finding("QEMU", MISSING, done.stderr.strip().splitlines()[0], needed_for, step)
-    return Finding("QEMU", GOOD, done.stdout.strip(), needed_for)
+    return Finding("QEMU", GOOD, done.stdout.strip().removeprefix("QEMU "), needed_for)
 
 
 def kvm() -> Finding:
