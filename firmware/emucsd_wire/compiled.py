@@ -13,6 +13,7 @@ All are free of the GIL, cached on disk and divide as C does. Arguments are Stat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, TypeVar, get_type_hints
 
 import llvmlite.binding as llvm
@@ -107,16 +108,30 @@ def _linked(compiled: F) -> F:
 
 
 def _called_units(function: Any, seen: set[int]) -> Iterator[Unit]:
-    """Units that a Python function names, directly or through other compiled functions."""
-    for name in function.__code__.co_names:
-        value = function.__globals__.get(name)
-        if value is None or id(value) in seen:
+    """Units that a Python function names, directly or through other compiled functions, modules or its closure.
+
+    Code that comes from the cache is not looked at by the compiler: whatever it calls must be found here, or its call
+    would go to address 0.
+    """
+    for value in _named_values(function):
+        if id(value) in seen:
             continue
         seen.add(id(value))
         if id(value) in _units:
             yield _units[id(value)]
         elif hasattr(value, "py_func"):
             yield from _called_units(value.py_func, seen)
+
+
+def _named_values(function: Any) -> Iterator[Any]:
+    names = function.__code__.co_names
+    found = [function.__globals__[name] for name in names if name in function.__globals__]
+    for value in found:
+        if isinstance(value, ModuleType):
+            found += [vars(value)[name] for name in names if name in vars(value)]  # module.function
+    yield from found
+    for cell in function.__closure__ or ():
+        yield cell.cell_contents
 
 
 class _Called(_Intrinsic):  # type: ignore[misc]

@@ -1,0 +1,73 @@
+"""Compilation units: called by symbol, also by code that comes from the cache."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+CALLEE = """
+from emucsd_wire.compiled import jit_unit
+from emucsd_wire.layout import I64, State
+
+class Pair(State):
+    left: I64
+    right: I64
+
+@jit_unit
+def total(pair: Pair) -> int:
+    return pair.left + pair.right
+
+@jit_unit
+def scaled(pair: Pair, factor: int) -> int:
+    return total(pair) * factor
+"""
+
+CALLERS = """
+import numpy as np
+import callee
+from callee import Pair, scaled
+from emucsd_wire.compiled import jit
+from emucsd_wire.words import pointer
+
+pair_at = pointer(Pair)
+
+@jit
+def by_name(address: int) -> int:
+    return scaled(pair_at(address, 0), 3)
+
+@jit
+def by_module(address: int) -> int:
+    return callee.scaled(pair_at(address, 0), 4)
+
+@jit
+def through(address: int) -> int:
+    return by_module(address)
+
+pair = np.zeros(1, Pair.dtype)
+pair[0] = (2, 5)
+print({which}(pair.ctypes.data), scaled(pair[0], 2))
+"""
+
+
+def run(folder: Path, which: str) -> str:
+    (folder / "callee.py").write_text(CALLEE)
+    program = folder / "callers.py"
+    if not program.exists():
+        program.write_text(CALLERS.replace("{which}", "locals()[__import__('sys').argv[1]]"))
+    packages = Path(__file__).parents[2] / "firmware"
+    done = subprocess.run(
+        [sys.executable, program, which],
+        env={"PYTHONPATH": f"{packages}:{folder}", "NUMBA_CACHE_DIR": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stderr}"
+    return done.stdout.strip()
+
+
+def test_cached_callers_find_their_units(tmp_path: Path) -> None:
+    """A caller gives the same answer when it was just compiled and when it comes from the cache, however it names it."""
+    for which, answer in (("by_name", "21 14"), ("by_module", "28 14"), ("through", "28 14")):
+        assert [run(tmp_path, which) for _ in range(2)] == [answer, answer], which
