@@ -104,7 +104,7 @@ COMMAND = Command(
         Option("--store", "folder for its flash (default: a folder of its name among your drives)", None),
         Option("--set", "one profile field or FEMU knob, like nand.read_ns=50000 or pg_rd_lat=50000; repeatable", None,
                setting, metavar="KEY=VALUE", many=True),
-        Option("--firmware", "a Python file with policies that replace the drive's own (docs/firmware.md)", None,
+        Option("--firmware", "a Python file with policies that replace the drive's own (docs/policies.md)", None,
                metavar="FILE"),
         Option("--durability", "what flushed data survives: this process's death, or the whole computer's", "process",
                choices=("process", "machine")),
