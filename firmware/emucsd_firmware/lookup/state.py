@@ -185,7 +185,7 @@ class LookupMemory:
         record["first_job"] = self.first_job
         record["page_shift"] = self.page_bytes.bit_length() - 1
         record["path_buffer"] = settings.path_buffer * self.dies
-        record["refill"] = min(max(settings.path_buffer * self.dies // 4, 1), SLICE)
+        record["refill"] = min(max(settings.path_buffer * self.dies // 2, 1), SLICE)  # two halves in turn
         record["cycle_ps"] = round(1_000_000 / settings.clock_mhz)
         record["translate_cycles"] = settings.translate_cycles
         record["translate_step"] = round(settings.translate_cycles * 1000 * 1024 / settings.clock_mhz)

@@ -74,7 +74,7 @@ def run_lookup_bench(
             SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
             console=shown, transient=True, disable=not shown.is_terminal,
         ) as progress,
-        scratch_folder(2 * rows * dim * 4) as folder,
+        scratch_folder(2 * rows * dim * 4, on_disk=True) as folder,
     ):  # fmt: skip
         task = progress.add_task("bench lookup", total=None)
         machine = environment(folder)
