@@ -167,7 +167,7 @@ class FtlModel(RuleBasedStateMachine):
 
 
 def model(config: str) -> Callable[[], None]:
-    machine = type("FtlModel", (FtlModel,), {"config": config})
+    machine: Any = type("FtlModel", (FtlModel,), {"config": config})
     case = machine.TestCase
     case.settings = settings(max_examples=12, stateful_step_count=30)
     return lambda: case("runTest").runTest()

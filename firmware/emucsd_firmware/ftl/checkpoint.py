@@ -28,6 +28,7 @@ from emucsd_firmware.ftl.state import (
     Ftl,
     ftl_at,
     slot_at,
+    trim_record_at,
 )
 from emucsd_firmware.ftl.statistics import counters
 from emucsd_firmware.ftl.superblock import BLOB_OFFSET, Superblock
@@ -71,6 +72,13 @@ def take_chunks(address: int, numbers: int, count: int, target: int) -> None:
 
 
 @jit
+def trim_seq(address: int, trims: int) -> int:
+    """Seq of the last of so many records of the trim journal; 0: there is none."""
+    ftl = ftl_at(address, 0)
+    return trim_record_at(ftl.journal, (trims - 1) & (ftl.trim_slots - 1)).seq if trims > 0 else 0
+
+
+@jit
 def load_word(words: int, index: int) -> int:
     """One of the words that the data plane writes."""
     return load_i64(words, index)
@@ -100,6 +108,7 @@ class Checkpointer:
         """
         words = self._tables.words.ctypes.data
         trims = load_word(words, TRIMS_WRITTEN)  # before the number: every trim counted here is covered by it
+        covered = (trims, trim_seq(address, trims))
         seq = load_word(words, PUBLISHED)
         numbers = np.flatnonzero(self._tables.dirty).astype(np.int64)
         if self._machine:
@@ -109,7 +118,7 @@ class Checkpointer:
                 self._write_batch(address, numbers[start : start + BATCH])
             if self._machine:
                 self._files.sync("map.ftl")
-            self.write_superblock(record, seq, trims, clean=clean)
+            self.write_superblock(record, seq, covered, clean=clean)
         except OSError as exc:
             self._tables.dirty[numbers] = 1
             raise StoreError(
@@ -131,9 +140,10 @@ class Checkpointer:
             begin, end = int(run[0]) * CHUNK_BYTES, (int(run[-1]) + 1) * CHUNK_BYTES
             _write_all(self._files.fd("map.ftl"), view[begin:end], int(numbers[run[0]]) * CHUNK_BYTES)
 
-    def write_superblock(self, record: Any, seq: int, trims: int, *, clean: bool) -> None:
-        """Make ``seq`` (and this record of the trim journal) the point from which recovery plays back.
+    def write_superblock(self, record: Any, seq: int, covered: tuple[int, int], *, clean: bool) -> None:
+        """Make ``seq`` the point from which recovery plays back.
 
+        :param covered: of the trim journal: how many records, and the seq of the last of them
         :raises OSError: the disk did not take it
         """
         fd = self._files.fd("checkpoint.ftl")
@@ -151,7 +161,8 @@ class Checkpointer:
             clean=int(clean),
             generation=self.generation,
             checkpoint_seq=seq,
-            trims=trims,
+            trims=covered[0],
+            trim_seq=covered[1],
             age=max(0, int(record["age_base"]) + int(record["last_now"])),
             marked_pages=int(record["marked_pages"]),
             counters=counters(record).ljust(superblock.COUNTER_BYTES, b"\0"),

@@ -211,29 +211,31 @@ def _replay_page(ftl: Ftl, found: Found, ppn: int, since: int) -> None:
 
 
 @jit
-def replay_trims(address: int, found_address: int, since: int, trims: int, exists: int) -> int:
+def replay_trims(address: int, found_address: int, since: int, trims: int, newest: int, exists: int) -> int:
     """Unmap what was deallocated after ``since`` and not written again.
 
     :param trims: number of the first record to look at; -1: all that the journal still has, in whatever order
+    :param newest: seq of the record before that one
     :param exists: address of a u8 for each map chunk: 0 where all of its entries are 0
     :returns: the number of the journal's next record
     """
     ftl = ftl_at(address, 0)
     found = found_at(found_address, 0)
     first = max(trims, 0)
-    newest, end = 0, first
+    end = first
     for number in range(first, first + ftl.trim_slots):
         index = number & (ftl.trim_slots - 1)
         record = trim_record_at(ftl.journal, index)
         whole = record.check != 0 and record.check == trim_check(record, index)
-        if whole and record.seq > newest and (trims < 0 or record.seq > since):
+        if whole and record.seq > newest:
             newest, end = record.seq, number + 1
             ftl.seq = max(ftl.seq, newest)
         elif trims >= 0:
             break
-        if whole and record.seq > since:
+        if whole:
             found.trims += 1
-            _replay_trim(ftl, record.lpn, record.count, record.seq, since, exists)
+            if record.seq > since:
+                _replay_trim(ftl, record.lpn, record.count, record.seq, since, exists)
     return end
 
 

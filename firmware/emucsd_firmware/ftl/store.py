@@ -96,10 +96,10 @@ class Store:
         try:
             store = cls(files, profile, durability)
             store._mark_factory_bad()
-            found = store._load(clean=True, since=0, trims=0)
+            found = store._load(clean=True, since=0, covered=(0, 0))
             store._finish(int(found["usable"]))
             store._check_spare()
-            store._checkpointer.write_superblock(store._record, 0, 0, clean=False)
+            store._checkpointer.write_superblock(store._record, 0, (0, 0), clean=False)
         except BaseException:
             (folder / "super.json").unlink(missing_ok=True)
             files.close()
@@ -154,13 +154,14 @@ class Store:
         self._files.description["usable_blocks"] = g.die_count * g.blocks_per_die - bad
         self._files.write_description()
 
-    def _load(self, *, clean: bool, since: int, trims: int) -> Any:
+    def _load(self, *, clean: bool, since: int, covered: tuple[int, int]) -> Any:
         """Block tables, then (unless ``clean``) the map. :returns: what was found
 
-        :param since: what the map file covers
-        :param trims: records of the trim journal that it covers, -1: none, look at all that the journal still has
+        :param since: seq up to which the map file covers everything
+        :param covered: of the trim journal: records, and the seq of the last; -1: none, all that it still has counts
         """
         found = np.zeros(1, Found.dtype)
+        trims = covered[0]
         where = found.ctypes.data
         recovery.load_blocks(self.address, where, int(clean))
         if found[0]["corrupt"]:
@@ -172,7 +173,7 @@ class Store:
         if not clean:
             exists = self._files.chunks_with_data()
             recovery.replay(self.address, where, since)
-            trims = recovery.replay_trims(self.address, where, since, trims, exists.ctypes.data)
+            trims = recovery.replay_trims(self.address, where, since, *covered, exists.ctypes.data)
             recovery.recount(self.address, where, exists.ctypes.data)
         self._tables.words[TRIMS_WRITTEN] = trims
         self._tables.words[TRIMS_FOLDED] = trims - found[0]["trims"]
@@ -181,24 +182,23 @@ class Store:
     def _recover(self, block: Superblock | None) -> None:
         begun = time.perf_counter()
         rescan = block is None or "map.ftl" in self._files.rebuilt
-        since, trims, pages = -1, -1, None
+        since, covered, pages = -1, (-1, 0), None
         if block is not None:
             statistics.restore(self._record, block.counters)
             self._record["age_base"], self._record["marked_pages"] = block.age, block.marked_pages
             self._checkpointer.generation = block.generation
             if not rescan:
-                since, trims = block.checkpoint_seq, block.trims
+                since, covered = block.checkpoint_seq, (block.trims, block.trim_seq)
                 if block.clean:
                     pages = read_chunk_pages(self._files, block, len(self._tables.chunk_pages))
-        found = self._load(clean=pages is not None, since=since, trims=trims)
+        found = self._load(clean=pages is not None, since=since, covered=covered)
         if pages is not None:
             self._tables.chunk_pages[:] = pages
             self._record["mapped"] = int(pages.sum(dtype=np.int64))
         self._record["seq"] = max(int(self._record["seq"]), since)
         self._record["marked_pages"] += found["marked"]
         self._finish(int(found["usable"]))
-        folded = int(self._tables.words[TRIMS_FOLDED])
-        self._checkpointer.write_superblock(self._record, since, folded, clean=False)
+        self._checkpointer.write_superblock(self._record, since, covered, clean=False)
         self.recovered = RecoveryReport(
             clean=pages is not None,
             rescanned=rescan,

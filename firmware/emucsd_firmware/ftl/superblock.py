@@ -23,7 +23,8 @@ class Superblock(NamedTuple):
     clean: U32  # 1: the drive was stopped in order, nothing is to be replayed
     generation: U64
     checkpoint_seq: I64  # the map file covers everything up to here
-    trims: I64  # records of the trim journal that it covers: the next one lies at this number modulo its size
+    trims: I64  # records of the trim journal that it covers: the next lies at this number modulo its size; -1: none
+    trim_seq: I64  # of the last record that it covers: those that follow in the ring and are older are of the last lap
     age: I64  # ns that the drive has been in use
     marked_pages: I64
     counters: Annotated[bytes, Raw(COUNTER_BYTES)]  # int64, in the order of statistics.PERSISTENT
@@ -31,7 +32,7 @@ class Superblock(NamedTuple):
     crc: U32  # over everything before it
 
 
-SUPERBLOCK = Codec(Superblock, 320)
+SUPERBLOCK = Codec(Superblock, 328)
 
 
 def write(fd: int, block: Superblock) -> None:
