@@ -68,6 +68,6 @@ def run(folder: Path, which: str) -> str:
 
 
 def test_cached_callers_find_their_units(tmp_path: Path) -> None:
-    """A caller gives the same answer when it was just compiled and when it comes from the cache, however it names it."""
+    """A caller gives the same answer just compiled and from the cache, however it names its unit."""
     for which, answer in (("by_name", "21 14"), ("by_module", "28 14"), ("through", "28 14")):
         assert [run(tmp_path, which) for _ in range(2)] == [answer, answer], which

@@ -181,8 +181,8 @@ def advance(nand: Nand, until: int) -> None:
 def advance_until_done(nand: Nand, until: int) -> int:
     """Run events in order of time until a job has ended or the time has come. :returns: the time reached
 
-    While every job is still open (a lookup whose vectors are being sent out) none can end: then the channels need not be
-    run in step.
+    While every job is still open (a lookup whose vectors are being sent out) none can end: then the channels need not
+    be run in step.
     """
     if nand.closed == 0:
         advance(nand, until)
