@@ -17,6 +17,18 @@ from emucsd_firmware.ftl.gc import background, next_background, on_job
 from emucsd_firmware.ftl.mapping import prefetch_page, read_page
 from emucsd_firmware.ftl.trim import deallocate
 from emucsd_firmware.ftl.write import set_write_cache
+from emucsd_firmware.grants import (
+    ASLEEP,
+    ATTACHED,
+    GRANTED,
+    WAIT,
+    all_wait,
+    answered,
+    attached_ports,
+    clock_word,
+    declared_time,
+    publish,
+)
 from emucsd_firmware.lookup.requests import job_done, pump
 from emucsd_firmware.nand.timing import (
     advance,
@@ -74,9 +86,6 @@ UNKNOWN_HOST_POLL_NS = 500_000  # a host that cannot wake us rings a mapped page
 IDLE_NS = 1_000_000_000
 RETRY_NS = 1_000_000
 WAKE_EARLY_NS = 80_000  # a sleep ends this much before the next event is due
-
-# ClockWords, as indexes of 64-bit words
-_HOST_NOW, _WAIT, _GRANTED, _DRIVE_NOW, _ASLEEP, _ATTACHED = 1, 2, 3, 4, 5, 6
 
 
 @jit_unit
@@ -202,19 +211,6 @@ def idle_due(drive: DriveState) -> int:
     return max(next_background(drive.ftl), drive.idle_after)
 
 
-@jit_inline
-def _word(port: PortState, index: int) -> int:
-    return load_i64(port.words, index)
-
-
-@jit
-def _answered(drive: DriveState, before0: int, before1: int) -> bool:
-    """Whether a host that waits has got a completion since."""
-    if _word(drive.port0, _ATTACHED) != 0 and drive.port0.posted != before0:
-        return True
-    return _word(drive.port1, _ATTACHED) != 0 and drive.port1.posted != before1
-
-
 @jit_unit
 def run_until(drive: DriveState, until: int, before0: int, before1: int) -> int:
     """Run every event with time <= ``until``, in order of time. :returns: how many moments had events
@@ -227,7 +223,7 @@ def run_until(drive: DriveState, until: int, before0: int, before1: int) -> int:
     moments = 0
     clock = drive.clock
     while True:
-        if before0 >= 0 and _answered(drive, before0, before1):
+        if before0 >= 0 and answered(drive, before0, before1):
             until = min(until, clock.now)
         others = min(due(clock), drive.lookup.wake, idle_due(drive))
         flash = next_event(drive.nand)
@@ -294,56 +290,15 @@ def round_real(drive: DriveState) -> int:
 
 
 @jit
-def attached_ports(drive: DriveState) -> int:
-    """How many ports have a host that follows the grant protocol."""
-    return min(_word(drive.port0, _ATTACHED), 1) + min(_word(drive.port1, _ATTACHED), 1)
-
-
-@jit
-def all_wait(drive: DriveState) -> bool:
-    """Whether every host that follows the grant protocol waits for a grant."""
-    for number in range(2):
-        port = port_of(drive, number)
-        if _word(port, _ATTACHED) != 0 and _word(port, _WAIT) == _word(port, _GRANTED):
-            return False
-    return True
-
-
-@jit_inline
-def _thinking(port: PortState) -> bool:
-    return _word(port, _HOST_NOW) > _word(port, _DRIVE_NOW)
-
-
-@jit
-def _target(drive: DriveState) -> int:
-    """The time that the first thinking host has declared, NEVER when none thinks."""
-    target = NEVER
-    for number in range(2):
-        port = port_of(drive, number)
-        if _word(port, _ATTACHED) != 0 and _thinking(port):
-            target = min(target, _word(port, _HOST_NOW))
-    return target
-
-
-@jit
 def _grant(drive: DriveState, before0: int, before1: int) -> None:
     """Let time run until a host has a completion, a thinking one has thought, or nothing is left; then say so."""
     clock = drive.clock
-    target = _target(drive)
-    if not _answered(drive, before0, before1):
+    target = declared_time(drive)
+    if not answered(drive, before0, before1):
         run_until(drive, target, before0, before1)
-    if target != NEVER and not _answered(drive, before0, before1):
+    if target != NEVER and not answered(drive, before0, before1):
         clock.now = max(clock.now, target)
-    idle = next_due(drive) == NEVER
-    for number in range(2):
-        port = port_of(drive, number)
-        if _word(port, _ATTACHED) == 0:
-            continue
-        posted = port.posted != (before0 if number == 0 else before1)
-        done = clock.now >= _word(port, _HOST_NOW) if _thinking(port) else idle
-        if posted or done:
-            store_i64(port.words, _DRIVE_NOW, clock.now)
-            store_i64(port.words, _GRANTED, _word(port, _WAIT))
+    publish(drive, before0, before1, next_due(drive) == NEVER)
 
 
 @jit_unit
@@ -394,7 +349,7 @@ def _rung(drive: DriveState) -> bool:
             qid = port.live_sqs[index]
             if read_tail(port, qid) != sq_at(port.sqs, qid).tail:
                 return True
-        if _word(port, _WAIT) != _word(port, _GRANTED):
+        if clock_word(port, WAIT) != clock_word(port, GRANTED):
             return True
     return False
 
@@ -403,7 +358,7 @@ def _rung(drive: DriveState) -> bool:
 def _set_asleep(drive: DriveState, asleep: int) -> None:
     for number in range(2):
         port = port_of(drive, number)
-        store_i64(port.words, _ASLEEP, asleep)
+        store_i64(port.words, ASLEEP, asleep)
         if port.shadow != 0:
             for index in range(port.live_count):
                 arm(port, port.live_sqs[index], asleep)
@@ -415,7 +370,7 @@ def _patience(drive: DriveState) -> int:
     timeout = IDLE_NS
     for number in range(2):
         port = port_of(drive, number)
-        if port.enabled != 0 and port.trapped == 0 and _word(port, _ATTACHED) == 0:
+        if port.enabled != 0 and port.trapped == 0 and clock_word(port, ATTACHED) == 0:
             timeout = UNKNOWN_HOST_POLL_NS
     if drive.clock.mode == REAL:
         when = next_due(drive)
