@@ -1,1 +1,1 @@
-"""Flash translation layer: page mapping, write buffer, garbage collection, wear, recovery; see docs/firmware.md."""
+"""Flash translation layer: page mapping, write buffer, garbage collection, wear, recovery; see docs/policies.md."""
