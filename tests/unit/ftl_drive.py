@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +121,15 @@ def run_until(address: int, until: int) -> None:
 
 
 @jit
+def run_job(address: int, job: int) -> int:
+    """Advance the model until a command's job has ended. :returns: when it did, -1 if it never will"""
+    root = root_at(address, 0)
+    while get_i64(root.ended, job) < 0 and next_event(root.nand) != NEVER:
+        run_until(address, next_event(root.nand))
+    return get_i64(root.ended, job)
+
+
+@jit
 def trim_pages(address: int, lpn: int, count: int) -> int:
     return deallocate(root_at(address, 0).ftl, lpn, count)
 
@@ -174,6 +187,17 @@ def stamp_page(target: int, lpn: int, version: int, page_bytes: int) -> None:
     for index in range(0, page_bytes >> 3, 2):
         put_i64(target, index, lpn)
         put_i64(target, index + 1, version)
+
+
+@contextmanager
+def memory_folder() -> Iterator[Path]:
+    """A temporary folder in memory where there is one: these tests are no tests of the disk."""
+    shared = Path("/dev/shm")
+    path = Path(tempfile.mkdtemp(prefix="emucsd-ftl-", dir=shared if shared.is_dir() else None))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
 
 
 def tiny(name: str = "null", **overrides: Any) -> Profile:
@@ -243,6 +267,12 @@ class FlashDrive:
 
     def run_until(self, until: int) -> None:
         run_until(self.address, until)
+
+    def wait(self, job: int = 0) -> int:
+        """Let time run until the job has ended. :returns: when that was"""
+        ended = int(run_job(self.address, job))
+        assert ended >= 0, f"job {job} never ends"
+        return ended
 
     def background(self, slices: int = 1) -> int:
         return int(work(self.address, slices))

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import mmap
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -29,7 +27,7 @@ from emucsd_firmware.ftl.trim import deallocate
 from emucsd_firmware.ftl.write import commit_write, flush, prepare_write
 from emucsd_firmware.nand.jobs import close_job, open_job
 from emucsd_wire.words import equal, get_i64, jit, load_i64, store_i64
-from tests.unit.ftl_drive import FlashDrive, Root, root_at, stamp_page, tiny
+from tests.unit.ftl_drive import FlashDrive, Root, memory_folder, root_at, stamp_page, tiny
 
 PAGES = 256
 STEPS, VERSION, CHECKED, FAILED = 0, 1, 2, 3  # words of the log; then four tables of PAGES words
@@ -188,10 +186,8 @@ class Log:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    shared = Path("/dev/shm")
-    path = Path(tempfile.mkdtemp(prefix="ftl-kill-", dir=shared if shared.is_dir() else None))
-    yield path
-    shutil.rmtree(path)
+    with memory_folder() as path:
+        yield path
 
 
 def warm(folder: Path, log: Log, settings: dict[str, Any]) -> None:

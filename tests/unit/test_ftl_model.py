@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.unit.ftl_drive import FlashDrive, tiny
+from tests.unit.ftl_drive import FlashDrive, memory_folder, tiny
 
 PAGES = 256  # the tiny drive's whole capacity
 LPN = st.integers(0, PAGES - 1)
@@ -30,12 +28,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def memory_folder() -> Path:
-    """A temporary folder in memory where there is one: the model does not wait for a disk."""
-    shared = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="ftl-model-", dir=shared if shared.is_dir() else None))
-
-
 class FtlModel(RuleBasedStateMachine):
     """``kept[lpn]`` is what the page may hold after a crash, oldest first; its last is what it holds now."""
 
@@ -43,7 +35,8 @@ class FtlModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = memory_folder()
+        self._files = ExitStack()
+        self.folder = self._files.enter_context(memory_folder())
         self.kept: dict[int, list[bytes]] = {}
         self.marked: dict[int, int] = {}
         self.tag = 0
@@ -55,7 +48,7 @@ class FtlModel(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.check_all()
         self.drive.crash()
-        shutil.rmtree(self.folder)
+        self._files.close()
 
     # ---- what may happen ----
 
