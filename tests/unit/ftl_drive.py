@@ -200,7 +200,7 @@ def memory_folder() -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-def tiny(name: str = "null", **overrides: Any) -> Profile:
+def tiny(name: str = "null", /, **overrides: Any) -> Profile:
     """A profile small enough that garbage collection is never far: 2 x 2 dies, 14 blocks of 8 pages, 1 MiB."""
     shape = {"channels": 2, "dies": 2, "planes": 1, "blocks": 14, "pages": 8, "page_bytes": 4096}
     small = {f"geometry.{key}": value for key, value in shape.items()} | {"capacity_bytes": 1 << 20}

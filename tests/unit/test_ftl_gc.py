@@ -38,7 +38,8 @@ def amplification(folder: Path, **settings: Any) -> float:
     after = drive.snapshot()
     drive.store.audit()
     drive.crash()
-    return float(after["flash_programs"] - before["flash_programs"]) / (after["host_pages"] - before["host_pages"])
+    written = int(after["host_pages"]) - int(before["host_pages"])
+    return (int(after["flash_programs"]) - int(before["flash_programs"])) / written
 
 
 @pytest.mark.parametrize("planes", [1, 2])
@@ -102,8 +103,8 @@ def test_background(folder: Path) -> None:
 
 def test_background_waits_for_flash(folder: Path) -> None:
     """A die whose last slice is still in the flash is left alone until that has ended."""
-    settings = {"name": "femu", "geometry.blocks": 40, "ftl.gc_low": 0.2, "ftl.gc_high": 0.35}
-    drive = FlashDrive.create(folder / "drive", tiny(**settings, **{"ftl.over_provision": 0.5}))
+    settings = {"geometry.blocks": 40, "ftl.gc_low": 0.2, "ftl.gc_high": 0.35, "ftl.over_provision": 0.5}
+    drive = FlashDrive.create(folder / "drive", tiny("femu", **settings))
     lpn = 0
     while int(drive.ftl["collecting_dies"]) < 2:
         drive.write(lpn % PAGES, page(drive, 1))
