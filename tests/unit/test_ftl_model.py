@@ -24,6 +24,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "streams": {"ftl.streams": 3, "geometry.planes": 2, "geometry.blocks": 8, "buffer.pages": 3},
     "timed": {"name": "femu", "buffer.pages": 6, "buffer.write_ns": 1000},
     "one stream": {"ftl.streams": 1, "ftl.wear_gap": 2},
+    "machine": {"durability": "machine", "buffer.pages": 4, "geometry.blocks": 16},
     "failing": {"reliability.program_fail_ppm": 2000, "reliability.erase_fail_ppm": 1000, "geometry.blocks": 30},
 }
 
@@ -40,10 +41,11 @@ class FtlModel(RuleBasedStateMachine):
         self.kept: dict[int, list[bytes]] = {}
         self.marked: dict[int, int] = {}
         self.tag = 0
-        options = dict(CONFIGS[self.config])
-        name = str(options.pop("name", "null"))
-        self.profile = tiny(name, **options)
-        self.drive = FlashDrive.create(self.folder / "drive", self.profile)
+        settings = dict(CONFIGS[self.config])
+        name = str(settings.pop("name", "null"))
+        self.options = {"durability": settings.pop("durability", "process")}
+        self.profile = tiny(name, **settings)
+        self.drive = FlashDrive.create(self.folder / "drive", self.profile, **self.options)
 
     def teardown(self) -> None:
         self.check_all()
@@ -66,6 +68,8 @@ class FtlModel(RuleBasedStateMachine):
         before = self.now(lpn)
         status = self.drive.write(lpn, data, offset, fua=fua)
         assert status >= -1, f"write: {-status:#x}"
+        if status == -1:
+            self.drive.wait()
         content = before[:offset] + data + before[offset + len(data) :]
         durable = fua or not self.drive.ftl["write_cache"]
         self.kept[lpn] = [content] if durable else [*self.kept.get(lpn, [ZEROS]), content]
@@ -130,7 +134,7 @@ class FtlModel(RuleBasedStateMachine):
     @rule()
     def stop_and_open(self) -> None:
         self.drive.close()
-        self.drive = FlashDrive.open(self.folder / "drive", self.profile)
+        self.drive = FlashDrive.open(self.folder / "drive", self.profile, **self.options)
         assert self.drive.store.recovered.clean
         for lpn, contents in self.kept.items():
             self.kept[lpn] = contents[-1:]
@@ -139,7 +143,7 @@ class FtlModel(RuleBasedStateMachine):
     @rule(rescan=st.sampled_from([False, False, False, True]))
     def crash_and_open(self, rescan: bool) -> None:
         self.drive.crash()
-        self.drive = FlashDrive.open(self.folder / "drive", self.profile, rescan=rescan)
+        self.drive = FlashDrive.open(self.folder / "drive", self.profile, rescan=rescan, **self.options)
         assert not self.drive.store.recovered.clean
         assert self.drive.store.recovered.lost_entries == 0
         for lpn, contents in list(self.kept.items()):
