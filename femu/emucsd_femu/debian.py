@@ -25,7 +25,6 @@ from emucsd_wire.paths import cache_root
 
 log = logging.getLogger(__name__)
 
-MIRROR = "file:///var/lib/emucsd/debian"
 _FORMAT = 1  # of a tree; another number makes new ones
 _SECONDS = 900
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -50,8 +49,23 @@ class Packages(NamedTuple):
 
 
 def mirror() -> str:
-    """$EMUCSD_DEBIAN_MIRROR, else Debian's own."""
-    return os.environ.get("EMUCSD_DEBIAN_MIRROR") or MIRROR
+    """$EMUCSD_DEBIAN_MIRROR, else the one that this machine's apt takes Debian's packages from.
+
+    :raises PackagesMissing: neither is there
+    """
+    if named := os.environ.get("EMUCSD_DEBIAN_MIRROR"):
+        return named
+    asked = ["apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"]
+    found: list[str] = []
+    if shutil.which("apt-get"):
+        listed = subprocess.run(asked, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        found = [line.split()[1] for line in listed.stdout.splitlines() if line.startswith("Debian ")]
+    if not found:
+        raise PackagesMissing(
+            "this machine's apt knows no Debian mirror; set EMUCSD_DEBIAN_MIRROR to the address of one, or on "
+            "Debian run apt-get update first"
+        )
+    return found[0].rstrip("/")
 
 
 def _command(packages: Packages, target: Path) -> list[str]:

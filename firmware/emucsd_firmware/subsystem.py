@@ -240,6 +240,7 @@ class Subsystem:
 def _fresh(profile: Profile, identity: uuid.UUID) -> Nvram:
     """A new drive: one namespace over all of it, shared by both controllers."""
     shift = profile.lba_bytes.bit_length() - 1
-    size = profile.capacity_bytes >> shift << shift
+    page_bytes = profile.geometry.page_bytes  # a namespace takes whole pages; the rest of an odd capacity is nobody's
+    size = profile.capacity_bytes // page_bytes * page_bytes
     first = Namespace(1, size, shift, True, list(CONTROLLERS), 1)
     return Nvram(version=nvram.VERSION, drive=identity, namespaces=[first], made=1)

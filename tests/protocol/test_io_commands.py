@@ -45,6 +45,12 @@ def test_write_then_read(host: IoHost, count: int) -> None:
     assert host.get(0, 3) == bytes(1536)
 
 
+def test_a_capacity_of_odd_bytes(tmp_path: Path) -> None:
+    """A capacity that is no multiple of the page gives a drive of the whole pages in it."""
+    with open_drive(tmp_path, capacity_bytes=16 * MIB + 1844) as drive:
+        assert IoHost(drive).get(BLOCKS - 1, 1) == bytes(512)
+
+
 def test_unwritten_blocks_read_zeros(host: IoHost) -> None:
     """A block that nobody wrote reads as zeros."""
     assert host.get(1000, 8) == bytes(4096)

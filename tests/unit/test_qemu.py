@@ -155,6 +155,9 @@ def test_a_tree_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: 
         "echo E: lost >&2\nexit 7\n"
     )
     broken.chmod(0o755)
+    with pytest.raises(PackagesMissing, match="EMUCSD_DEBIAN_MIRROR"):  # no apt here to ask
+        debian.tree(packages)
+    monkeypatch.setenv("EMUCSD_DEBIAN_MIRROR", "http://127.0.0.1:9/debian")
     with pytest.raises(PackagesMissing, match="E: lost"):
         debian.tree(packages)
     assert [path.suffix for path in (tmp_path / "cache" / "emucsd").iterdir()] == [".lock"]
