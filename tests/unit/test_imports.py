@@ -11,14 +11,23 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HOMES = {"emucsd_wire": "firmware", "emucsd_firmware": "firmware", "emucsd_femu": "femu", "emucsd": "host"}
+HOMES = {
+    "emucsd_wire": "firmware",
+    "emucsd_firmware": "firmware",
+    "emucsd_agent": "firmware",
+    "emucsd_images": "images",
+    "emucsd_femu": "femu",
+    "emucsd": "host",
+}
 
 # package -> the packages of this distribution that it may import
 PACKAGES = {
     "emucsd_wire": {"emucsd_wire"},
     "emucsd_firmware": {"emucsd_wire", "emucsd_firmware"},
-    "emucsd_femu": {"emucsd_wire", "emucsd_firmware", "emucsd_femu"},
+    "emucsd_images": {"emucsd_wire", "emucsd_images"},
+    "emucsd_femu": {"emucsd_wire", "emucsd_firmware", "emucsd_images", "emucsd_femu"},
     "emucsd": {"emucsd_wire", "emucsd"},
+    "emucsd_agent": {"emucsd_wire", "emucsd", "emucsd_agent"},
 }
 
 # part of the firmware -> what it must not know (folders and modules of emucsd_firmware)

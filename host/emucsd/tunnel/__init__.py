@@ -1,0 +1,1 @@
+"""TCP/IP over NVMe: the two ends of the tunnel."""
