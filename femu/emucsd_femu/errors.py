@@ -4,7 +4,6 @@
     ├── SettingsError           the user's: settings that a drive process cannot be started with
     ├── DriveRunning            another process already serves this runtime folder
     ├── RequestError            a control request is not one: unknown, malformed, too long; its sender is told
-    ├── PackagesMissing         a tree of Debian packages can't be had; says why
     ├── QemuMissing             no QEMU that can attach a drive, and none could be had; says why
     ├── MachineError            a virtual machine failed; carries its command, exit code and console
     │   └── MachineTimeout      it did not do what was waited for in time
@@ -35,10 +34,6 @@ class DriveRunning(FemuError):
 
 class RequestError(FemuError):
     """A line on the control socket is no request. The sender's; the drive goes on."""
-
-
-class PackagesMissing(FemuError):
-    """A tree of Debian packages is not there and can't be made."""
 
 
 class QemuMissing(FemuError):

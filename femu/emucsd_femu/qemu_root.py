@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from emucsd_femu.debian import Packages, Progress, tree
-from emucsd_femu.errors import PackagesMissing, QemuMissing
+from emucsd_femu.errors import QemuMissing
+from emucsd_images.debian import Packages, Progress, tree
+from emucsd_images.errors import PackagesMissing
 
 OLDEST = (10, 1, 1)
 OLDEST_CHOSEN = (10, 1, 0)  # FEMU's binary: it loses the class code, so its guests bind the driver by id

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from emucsd_femu.debian import Packages, tree
-from emucsd_femu.initramfs import Initramfs
+from emucsd_images.debian import Packages, tree
+from emucsd_images.initramfs import Initramfs
 
 PACKAGES = Packages("guest-root", ("linux-image-cloud-amd64", "busybox-static"), architecture="amd64")
 INIT = Path(__file__).with_name("smoke_init.sh")

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from emucsd_femu import qemu, qemu_root
-from emucsd_femu.errors import PackagesMissing, QemuMissing
+from emucsd_femu.errors import QemuMissing
 from emucsd_femu.qemu import Machine
 from emucsd_femu.qemu_root import Qemu
+from emucsd_images.errors import PackagesMissing
 from tests.drive_process import DriveProcess, until
 from tests.system import guest
 from tests.system.guest import Guest

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from emucsd_femu import debian, qemu, qemu_root
-from emucsd_femu.debian import Packages
-from emucsd_femu.errors import MachineError, MachineTimeout, PackagesMissing, QemuMissing
-from emucsd_femu.initramfs import Initramfs
+from emucsd_femu import qemu, qemu_root
+from emucsd_femu.errors import MachineError, MachineTimeout, QemuMissing
 from emucsd_femu.qemu import Machine
 from emucsd_femu.qemu_root import Qemu
+from emucsd_images import debian
+from emucsd_images.debian import Packages
+from emucsd_images.errors import PackagesMissing
+from emucsd_images.initramfs import Initramfs
 
 FAKE = Qemu(("qemu-system-x86_64",), {}, (10, 1, 1), "a test")
 

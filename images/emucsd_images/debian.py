@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from emucsd_femu.errors import PackagesMissing
+from emucsd_images.errors import PackagesMissing
 from emucsd_wire.paths import cache_root
 
 log = logging.getLogger(__name__)
