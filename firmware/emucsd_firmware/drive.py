@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -251,6 +252,7 @@ class Drive:
             "durability": self.store.durability,
             "store": str(self.store.folder),
             "serial": self.subsystem.serial,
+            "isp": asdict(self.profile.isp),
             "namespaces": [
                 {"nsid": n.nsid, "bytes": n.size, "lba_bytes": 1 << n.lba_shift, "controllers": list(n.attached)}
                 for n in self.subsystem.nvram.namespaces

@@ -31,9 +31,12 @@ SECOND = 1_000_000_000
 OVERRIDE = "override"  # stands for the file's name in errors; only here text is converted to the setting's type
 
 
-def knob(low: float, high: float, about: str, *, power: bool = False) -> Any:
-    """A field with its limits (both allowed) and its meaning; ``power``: only powers of two."""
-    return field(metadata={"low": low, "high": high, "about": about, "power": power})
+def knob(low: float, high: float, about: str, *, power: bool = False, default: Any = None) -> Any:
+    """A field with its limits (both allowed) and its meaning; ``power``: only powers of two.
+
+    ``default`` is for what files and stores of before it was added do not say.
+    """
+    return field(metadata={"low": low, "high": high, "about": about, "power": power, "default": default})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +199,17 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Isp:
+    """The Linux computer inside the drive, as the ``local`` engine stands for it: see docs/isp.md."""
+
+    cores: int = knob(1, 1024, "cores of the ISP engine", default=4)
+    memory_bytes: int = knob(1 << 26, 1 << 40, "memory that its jobs may use together", default=6_000_000_000)
+    cpu_share: float = knob(
+        0.001, 1.0, "part of a core of this machine that each is worth; 1: no throttle", default=1.0
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """A drive's description, checked. Make one with ``load``."""
 
@@ -209,6 +223,7 @@ class Profile:
     ftl: Ftl
     buffer: Buffer
     lookup: Lookup
+    isp: Isp
     capacity_bytes: int = knob(1 << 20, 1 << 46, "what all namespaces together can hold")
     lba_bytes: int = knob(512, 4096, "logical block of a namespace unless it is formatted otherwise: 512 or 4096")
 
@@ -252,6 +267,7 @@ class Knob(NamedTuple):
     high: float
     about: str
     power: bool
+    default: Any = None  # None: it must be stated
 
 
 def knobs(owner: type = Profile, prefix: str = "") -> Iterator[Knob]:
@@ -262,7 +278,7 @@ def knobs(owner: type = Profile, prefix: str = "") -> Iterator[Knob]:
         if isinstance(kind, type) and is_dataclass(kind):
             yield from knobs(kind, f"{prefix}{item.name}.")
         elif item.metadata:
-            yield Knob(prefix + item.name, kind, *(item.metadata[k] for k in ("low", "high", "about", "power")))
+            yield Knob(prefix + item.name, kind, **item.metadata)
 
 
 KNOBS = {row.key: row for row in knobs()}
@@ -298,13 +314,14 @@ def load(name_or_path: str | Path, **overrides: Any) -> Profile:
 
 
 def from_dict(data: Mapping[str, Any], source: str, *, check: bool = True) -> Profile:
-    """A profile out of nested or dotted keys, every one present.
+    """A profile out of nested or dotted keys, every one present but those that have a default.
 
     :raises ProfileError: a key is missing or unknown, a value is of another type or outside its limits
     """
     flat = _flatten(data)
     strings: dict[str, Any] = {key: str(flat.pop(key, "")) for key in ("name", "source")}
-    values = {key: _value(_known(key, source), value, source) for key, value in flat.items()}
+    values = {key: row.default for key, row in KNOBS.items() if row.default is not None}
+    values |= {key: _value(_known(key, source), value, source) for key, value in flat.items()}
     if missing := [key for key in KNOBS if key not in values]:
         raise ProfileError(
             f"{source}: {', '.join(missing)} missing; state {'it' if len(missing) == 1 else 'them'}, or begin the file"

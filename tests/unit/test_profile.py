@@ -192,3 +192,11 @@ def test_dict_round_trip() -> None:
     for name in names():
         profile = load(name)
         assert from_dict(profile.to_dict(), "store") == profile
+
+
+def test_isp_may_be_absent() -> None:
+    """A store or a file of before the ISP engine was described still loads, with Newport's cores and no throttle."""
+    old = load("rmssd").to_dict()
+    del old["isp"]
+    isp = from_dict(old, "store").isp
+    assert (isp.cores, isp.memory_bytes, isp.cpu_share) == (4, 6_000_000_000, 1.0)
