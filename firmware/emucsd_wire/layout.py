@@ -9,15 +9,19 @@ A layout is a class whose annotations carry the field widths. Two kinds:
 ``pointer(layout)`` is how compiled code reaches either: ``die_at = pointer(Die)`` and then ``die_at(address, 3).busy``
 is one load. Inside the data plane every wide integer is *signed* 64-bit: Numba turns a mix of signed and unsigned
 64-bit operands into float64 without a word.
+
+NumPy is loaded by the first dtype that is asked for: programs that only pack and unpack do without it.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 U8 = Annotated[int, "u1"]
 U16 = Annotated[int, "<u2"]
@@ -51,7 +55,25 @@ class Field(NamedTuple):
     offset: int
 
 
+def _no_width(owner: type, name: str, hint: Any) -> TypeError:
+    return TypeError(f"{owner.__name__}.{name}: {hint!r} says no width; use U32, I64, Annotated[..., Raw(n)] …")
+
+
+def _field_format(owner: type, name: str, hint: Any) -> str:
+    """The ``struct`` format of a wire field."""
+    marker = get_args(hint)[1] if get_origin(hint) is Annotated else None
+    if isinstance(marker, Array):
+        raise TypeError(f"{owner.__name__}: arrays belong to state layouts; use Raw(n) on the wire")
+    if isinstance(marker, Raw):
+        return f"{marker.size}s"
+    if isinstance(marker, str):
+        return _FORMATS[marker]
+    raise _no_width(owner, name, hint)
+
+
 def _field_dtype(owner: type, name: str, hint: Any) -> Any:
+    import numpy as np
+
     if isinstance(hint, type) and issubclass(hint, State):
         return hint.dtype
     if get_origin(hint) is Annotated:
@@ -62,24 +84,24 @@ def _field_dtype(owner: type, name: str, hint: Any) -> Any:
             return np.dtype((np.void, marker.size))
         if isinstance(marker, Array):
             return np.dtype((marker.scalar, (marker.length,)))
-    raise TypeError(f"{owner.__name__}.{name}: {hint!r} says no width; use U32, I64, Annotated[..., Raw(n)] …")
+    raise _no_width(owner, name, hint)
 
 
-def _layout(owner: type, *, align: bool) -> np.dtype[Any]:
-    hints = get_type_hints(owner, include_extras=True)
+def _layout(owner: type, hints: dict[str, Any], *, align: bool) -> np.dtype[Any]:
+    import numpy as np
+
     return np.dtype([(name, _field_dtype(owner, name, hint)) for name, hint in hints.items()], align=align)
 
 
 class State:
     """Base of state layouts. ``State.dtype`` is the aligned NumPy dtype; nested states become nested records."""
 
-    dtype: np.dtype[Any]
+    if TYPE_CHECKING:  # no field of the layout
+        dtype: np.dtype[Any]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        hints = get_type_hints(cls, include_extras=True)
-        hints.pop("dtype", None)
-        cls.dtype = np.dtype([(n, _field_dtype(cls, n, h)) for n, h in hints.items()], align=True)
+        cls.dtype = _layout(cls, get_type_hints(cls, include_extras=True), align=True)
 
 
 T = TypeVar("T")
@@ -95,28 +117,31 @@ class Codec(Generic[W]):
 
     def __init__(self, layout: type[W], size: int) -> None:
         self.layout = layout
-        self.dtype = _layout(layout, align=False)
+        self._hints: dict[str, Any] = get_type_hints(layout, include_extras=True)
+        self._offsets: dict[str, int] = {}
+        formats, at = "<", 0
+        for name, hint in self._hints.items():
+            self._offsets[name] = at
+            formats += _field_format(layout, name, hint)
+            at = struct.calcsize(formats)
         self.size = size
-        self._fields: dict[str, Any] = dict(self.dtype.fields or {})
-        if self.dtype.itemsize != size:
-            raise TypeError(f"{layout.__name__} is {self.dtype.itemsize} bytes, its specification says {size}")
-        self._struct = struct.Struct("<" + "".join(self._format(f.dtype) for f in self))
+        if at != size:
+            raise TypeError(f"{layout.__name__} is {at} bytes, its specification says {size}")
+        self._struct = struct.Struct(formats)
 
-    def _format(self, dtype: np.dtype[Any]) -> str:
-        if dtype.kind == "V":
-            return f"{dtype.itemsize}s"
-        if dtype.subdtype is not None:
-            raise TypeError(f"{self.layout.__name__}: arrays belong to state layouts; use Raw(n) on the wire")
-        return _FORMATS[dtype.str.replace("|", "")]
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """The NumPy dtype, packed."""
+        return _layout(self.layout, self._hints, align=False)
 
     def __iter__(self) -> Iterator[Field]:
-        for name in self.dtype.names or ():
-            dtype, offset = self._fields[name][:2]
-            yield Field(name, dtype, offset)
+        fields: dict[str, Any] = dict(self.dtype.fields or {})
+        for name, offset in self._offsets.items():
+            yield Field(name, fields[name][0], offset)
 
     def offset(self, name: str) -> int:
         """Byte offset of a field. :raises KeyError: no such field."""
-        return int(self._fields[name][1])
+        return self._offsets[name]
 
     def pack(self, value: W) -> bytes:
         """``size`` bytes. Never use it on memory that a guest polls: struct zeroes the target before it fills it."""

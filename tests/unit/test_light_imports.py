@@ -1,0 +1,47 @@
+"""What loads without the big packages: in a guest there is Python, perhaps NumPy, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = """
+import importlib, sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ImportError(name + " is not to be imported here")
+
+sys.meta_path.insert(0, Block())
+for name in {modules!r}:
+    importlib.import_module(name)
+"""
+COMPILED = ("numba", "llvmlite", "rich", "msgspec", "torch", "paramiko", "pyroute2", "fuse")
+NO_NUMPY = ("numpy", *COMPILED)
+
+WIRE = ("layout", "vendor", "nvme", "identify", "logs", "features", "registers", "paths", "vfio_user")
+
+
+def load(modules: list[str], blocked: tuple[str, ...]) -> None:
+    """Import modules in a Python of their own, where ``blocked`` packages can't be imported."""
+    path = os.pathsep.join(str(ROOT / part) for part in ("firmware", "host"))
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCK.format(blocked=set(blocked), modules=modules)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", WIRE)
+def test_wire_needs_no_numpy(name: str) -> None:
+    """Declarations of bytes on the wire load without NumPy."""
+    load([f"emucsd_wire.{name}"], NO_NUMPY)
