@@ -16,11 +16,11 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Union
 
 import msgspec
 
@@ -61,18 +61,24 @@ class Later(NamedTuple):
 
 
 Answer = Callable[[Any], Mapping[str, Any] | Later]
-_decoder = msgspec.json.Decoder(Status | Stats | Checkpoint | Stop)
 _encoder = msgspec.json.Encoder()
 
 
-def decode(line: bytes) -> Request:
-    """One line as a request. :raises RequestError: it is none; says where it errs"""
-    try:
-        request: Request = _decoder.decode(line)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as problem:
-        known = "status, stats, checkpoint, stop"
-        raise RequestError(f'{problem}; send one object a line, {{"do": ...}} with one of {known}') from problem
-    return request
+class Requests:
+    """The requests that a socket takes."""
+
+    def __init__(self, kinds: Iterable[type[Request]]) -> None:
+        chosen = tuple(kinds) or (Request,)
+        self._known = ", ".join(str(kind.__struct_config__.tag) for kind in chosen)
+        self._decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Union[chosen])  # noqa: UP007
+
+    def decode(self, line: bytes) -> Request:
+        """One line as a request. :raises RequestError: it is none; says where it errs"""
+        try:
+            return self._decoder.decode(line)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as problem:
+            known = self._known
+            raise RequestError(f'{problem}; send one object a line, {{"do": ...}} with one of {known}') from problem
 
 
 def failure(problem: Exception) -> dict[str, Any]:
@@ -100,15 +106,23 @@ class ControlServer:
     """Serves the control socket on a loop.
 
     :param answers: what answers each kind of request; may raise FirmwareError or FemuError
+    :param worker: the thread that does what takes long; its own where none is given
     :raises OSError: the socket can't be made
     """
 
-    def __init__(self, loop: Loop, path: Path, answers: Mapping[type[Request], Answer]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        path: Path,
+        answers: Mapping[type[Request], Answer],
+        worker: ThreadPoolExecutor | None = None,
+    ) -> None:
         self.path = path
         self._loop = loop
         self._answers = answers
         self._clients: dict[int, _Client] = {}
-        self._worker = ThreadPoolExecutor(1, "emucsd-control")
+        self._requests = Requests(answers)
+        self._worker = worker or ThreadPoolExecutor(1, "emucsd-control")
         self._finished: deque[tuple[_Client, bytes]] = deque()
         self._finished_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._listener = listen(path)
@@ -159,7 +173,7 @@ class ControlServer:
             self._clients.pop(fd).close()
 
     def _answer(self, line: bytes) -> Mapping[str, Any] | Later:
-        request = decode(line)
+        request = self._requests.decode(line)
         return self._answers[type(request)](request)
 
     def _work(self, client: _Client, line: bytes, later: Later) -> None:

@@ -23,7 +23,8 @@ from emucsd_images.errors import PackagesMissing
 
 OLDEST = (10, 1, 1)
 OLDEST_CHOSEN = (10, 1, 0)  # FEMU's binary: it loses the class code, so its guests bind the driver by id
-_PACKAGE = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}
+CHOSEN = {"x86_64": "EMUCSD_QEMU", "aarch64": "EMUCSD_QEMU_AARCH64"}  # the user's own choice, a target each
+_PACKAGES = ("qemu-system-arm", "qemu-system-x86", "qemu-utils")
 _LOADER = {"x86_64": "usr/lib64/ld-linux-x86-64.so.2", "aarch64": "usr/lib/ld-linux-aarch64.so.1"}
 _VERSION = re.compile(r"version (\d+)\.(\d+)\.(\d+)")
 _SECONDS = 60
@@ -41,16 +42,21 @@ class Qemu(NamedTuple):
         return f"QEMU {'.'.join(map(str, self.version))}: {self.reason}"
 
 
-def private_packages(target: str) -> Packages:
-    """The tree that holds a private QEMU."""
-    return Packages("qemu-root", (_PACKAGE[target],), backports=True)
+def private_packages() -> Packages:
+    """The tree that holds a private QEMU, for every target, and its tools."""
+    return Packages("qemu-root", _PACKAGES, backports=True)
+
+
+def _loaded(root: Path, program: str) -> list[str]:
+    """A program of the tree, through the tree's own loader."""
+    libraries = root / "usr/lib" / f"{platform.machine()}-linux-gnu"
+    return [str(root / _LOADER[platform.machine()]), "--library-path", str(libraries), str(root / "usr/bin" / program)]
 
 
 def in_tree(root: Path, target: str) -> tuple[tuple[str, ...], dict[str, str]]:
     """Command and environment of the QEMU unpacked in ``root``."""
     libraries = root / "usr/lib" / f"{platform.machine()}-linux-gnu"
-    command = [str(root / _LOADER[platform.machine()]), "--library-path", str(libraries)]
-    command.append(str(root / f"usr/bin/qemu-system-{target}"))
+    command = _loaded(root, f"qemu-system-{target}")
     for data in ("qemu", "seabios", "ipxe/qemu", "qemu-efi-aarch64"):
         if (root / "usr/share" / data).is_dir():
             command += ["-L", str(root / "usr/share" / data)]
@@ -85,15 +91,32 @@ def _ask(command: tuple[str, ...], environment: dict[str, str], *question: str) 
         raise QemuMissing(f"{command[-1]} {' '.join(question)}: {str(detail).strip()[:300]}") from problem
 
 
+def image_tool(*, build: bool = True, progress: Progress = print) -> tuple[str, ...]:
+    """How to call qemu-img: the chosen QEMU's, an installed one, else the private tree's. Any version does.
+
+    :raises QemuMissing: none can be had
+    """
+    if (chosen := os.environ.get(CHOSEN["x86_64"])) and os.access(
+        beside := Path(chosen).with_name("qemu-img"), os.X_OK
+    ):
+        return (str(beside),)
+    if installed := shutil.which("qemu-img"):
+        return (installed,)
+    try:
+        return tuple(_loaded(tree(private_packages(), build=build, progress=progress), "qemu-img"))
+    except PackagesMissing as problem:
+        raise QemuMissing(f"no qemu-img: none is installed (Debian: qemu-utils); {problem}") from problem
+
+
 def find(target: str = "x86_64", *, build: bool = True, progress: Progress = print) -> Qemu:
-    """$EMUCSD_QEMU, else an installed one that is new enough, else a private one, made where it must be.
+    """$EMUCSD_QEMU (aarch64: $EMUCSD_QEMU_AARCH64), else an installed one that is new enough, else a private one.
 
     :param target: the machine that it emulates
     :param build: False: do not make a private one
     :raises QemuMissing: none can be had; says why each one was no use
     """
-    if chosen := os.environ.get("EMUCSD_QEMU"):
-        return Qemu((chosen,), {}, probe((chosen,), {}, OLDEST_CHOSEN), f"{chosen}, chosen by EMUCSD_QEMU")
+    if chosen := os.environ.get(CHOSEN[target]):
+        return Qemu((chosen,), {}, probe((chosen,), {}, OLDEST_CHOSEN), f"{chosen}, chosen by {CHOSEN[target]}")
     why: list[str] = []
     installed = shutil.which(f"qemu-system-{target}")
     if installed is None:
@@ -104,7 +127,7 @@ def find(target: str = "x86_64", *, build: bool = True, progress: Progress = pri
         except QemuMissing as problem:
             why.append(str(problem))
     try:
-        root = tree(private_packages(target), build=build, progress=progress)
+        root = tree(private_packages(), build=build, progress=progress)
         command, environment = in_tree(root, target)
         return Qemu(command, environment, probe(command, environment), f"private one in {root} ({why[0]})")
     except (PackagesMissing, QemuMissing) as problem:
@@ -114,7 +137,7 @@ def find(target: str = "x86_64", *, build: bool = True, progress: Progress = pri
 def main(arguments: Sequence[str]) -> int:
     """Find it, or make it, and say which and why."""
     parser = argparse.ArgumentParser(prog="python -m emucsd_femu qemu", description="Find or make a QEMU for drives.")
-    parser.add_argument("--target", choices=sorted(_PACKAGE), default="x86_64")
+    parser.add_argument("--target", choices=sorted(CHOSEN), default="x86_64")
     parser.add_argument("--no-build", action="store_true", help="do not make a private one")
     options = parser.parse_args(arguments)
     try:
