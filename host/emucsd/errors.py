@@ -6,6 +6,9 @@
     ├── QueueFull                   submit_one found no free command identifier
     ├── DriveNotFound               nobody serves a drive of that name or folder
     ├── DriveBusy                   another client is attached to that port
+    ├── NotOurDrive                 a device of Linux's that is no drive of this project
+    ├── NotPermitted                Linux wants more rights for it (a PermissionError)
+    ├── RingUnavailable             io_uring can't be used here
     ├── StartFailed                 a drive process could not be started, or died before it was ready
     ├── ConnectionLost              the drive closed the connection
     │   └── DriveDied               ... because its process ended
@@ -57,6 +60,18 @@ class DriveNotFound(EmucsdError):
 
 class DriveBusy(EmucsdError):
     """A port serves one client at a time."""
+
+
+class NotOurDrive(EmucsdError):
+    """A device node or file system that does not belong to a drive of this project."""
+
+
+class NotPermitted(EmucsdError, PermissionError):
+    """Linux refused for want of rights: a node's mode, or CAP_SYS_ADMIN."""
+
+
+class RingUnavailable(EmucsdError):
+    """This kernel has no io_uring with 128-byte entries, or does not let this process use it."""
 
 
 class StartFailed(EmucsdError):

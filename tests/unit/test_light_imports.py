@@ -26,6 +26,7 @@ COMPILED = ("numba", "llvmlite", "rich", "msgspec", "torch", "paramiko", "pyrout
 NO_NUMPY = ("numpy", *COMPILED)
 
 WIRE = ("layout", "vendor", "nvme", "identify", "logs", "features", "registers", "paths", "vfio_user")
+LINUX = ("ioctl", "uring", "nodes")
 
 
 def load(modules: list[str], blocked: tuple[str, ...]) -> None:
@@ -45,3 +46,9 @@ def load(modules: list[str], blocked: tuple[str, ...]) -> None:
 def test_wire_needs_no_numpy(name: str) -> None:
     """Declarations of bytes on the wire load without NumPy."""
     load([f"emucsd_wire.{name}"], NO_NUMPY)
+
+
+@pytest.mark.parametrize("name", LINUX)
+def test_linux_interfaces_need_no_numpy(name: str) -> None:
+    """Passthrough to Linux's nvme driver is Python's standard library alone."""
+    load([f"emucsd.linux.{name}"], NO_NUMPY)
