@@ -2,11 +2,16 @@
 
     FemuError                   base: catch this one to catch them all
     ├── SettingsError           the user's: settings that a drive process cannot be started with
+    │   └── DescriptionError    ... or a testbed's description: names the key, its value and its limit
     ├── DriveRunning            another process already serves this runtime folder
     ├── RequestError            a control request is not one: unknown, malformed, too long; its sender is told
     ├── QemuMissing             no QEMU that can attach a drive, and none could be had; says why
     ├── MachineError            a virtual machine failed; carries its command, exit code and console
     │   └── MachineTimeout      it did not do what was waited for in time
+    ├── MonitorError            a machine's monitor does not answer, or not in QMP
+    │   └── MonitorRefused      it does, and refuses a command
+    ├── ShellError              a machine can't be reached by SSH
+    ├── TestbedError            a testbed can't be started, or can't do what was asked; says which part of it, and why
     ├── MessageError            a vfio-user client's: its message is answered with this errno
     └── ConnectionLost          a vfio-user client's: it closed, or its stream can't be followed any further
 
@@ -26,6 +31,10 @@ class FemuError(Exception):
 
 class SettingsError(FemuError):
     """A setting is missing, unknown or outside its limit. The user's."""
+
+
+class DescriptionError(SettingsError):
+    """A testbed's description can't be followed. The user's."""
 
 
 class DriveRunning(FemuError):
@@ -62,6 +71,24 @@ class MachineError(FemuError):
 
 class MachineTimeout(MachineError):
     """A virtual machine did not get there in time."""
+
+
+class MonitorError(FemuError):
+    """QEMU's monitor is gone, silent, or no monitor."""
+
+
+class MonitorRefused(MonitorError):
+    """QEMU understood and said no."""
+
+
+class ShellError(FemuError):
+    """A machine does not answer by SSH, or not as the machine that it should be."""
+
+
+class TestbedError(FemuError):
+    """A part of a testbed failed."""
+
+    __test__ = False  # no test class, whatever pytest takes its name for
 
 
 class MessageError(FemuError):

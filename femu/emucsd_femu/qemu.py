@@ -18,27 +18,31 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from emucsd_femu.errors import MachineError, MachineTimeout
-from emucsd_femu.qemu_root import Qemu
+from emucsd_femu.qemu_root import OLDEST, Qemu
 
 MESSAGE_TIMEOUT_MS = 60_000  # QEMU gives a drive 5 s by default, real time; on a loaded machine that is little
+FIRST_DRIVE_SLOT = 0x10  # drive n is PCI function 00:(10 + n).0 in the guest
+MOST_DRIVES = 8
+_MACHINES = {"x86_64": "q35", "aarch64": "virt,gic-version=3"}
 _ASK_SECONDS = 5.0
 _LOOK_SECONDS = 0.02
 _TAIL = 4000
 
 
-def memory(size: int) -> list[str]:
+def memory(size: int, architecture: str = "x86_64") -> list[str]:
     """Guest memory that a drive can map: an anonymous file, shared. Without it the drive sees none of it."""
     return [
         "-object", f"memory-backend-memfd,id=mem,size={size},share=on",
-        "-machine", "q35,memory-backend=mem",
+        "-machine", f"{_MACHINES[architecture]},memory-backend=mem",
     ]  # fmt: skip
 
 
-def processor(cpus: int, accelerator: str) -> list[str]:
+def processor(cpus: int, accelerator: str, model: str = "max") -> list[str]:
     """Virtual CPUs. Every one is a busy thread: on two cores one leaves room for the drive."""
-    return ["-accel", accelerator, "-smp", str(cpus), "-cpu", "max"]
+    return ["-accel", accelerator, "-smp", str(cpus), "-cpu", model]
 
 
 def boot(kernel: Path, initrd: Path, append: str) -> list[str]:
@@ -47,18 +51,60 @@ def boot(kernel: Path, initrd: Path, append: str) -> list[str]:
 
 
 def console(path: Path) -> list[str]:
-    """The serial port, to a file."""
-    return ["-serial", f"file:{path}"]
+    """The serial port, to the end of a file."""
+    return ["-chardev", f"file,id=console,path={_value(path)},append=on", "-serial", "chardev:console"]
 
 
-def drive(socket: Path) -> list[str]:
-    """A drive by one of its vfio-user sockets. The nested socket address needs JSON."""
-    device = {
+def drive(socket: Path, *, slot: int | None = None, rombar: bool = True) -> list[str]:
+    """A drive by one of its vfio-user sockets. The nested socket address needs JSON.
+
+    :param slot: where on the root bus, so that guests can tell drives apart; QEMU's choice where not given
+    :param rombar: False: QEMU does not look for an option ROM (FEMU's binary must not)
+    """
+    device: dict[str, Any] = {
         "driver": "vfio-user-pci",
         "socket": {"type": "unix", "path": str(socket)},
         "x-msg-timeout": MESSAGE_TIMEOUT_MS,
     }
+    if slot is not None:
+        device["addr"] = f"{slot:x}"
+    if not rombar:
+        device["rombar"] = 0
     return ["-device", json.dumps(device)]
+
+
+def disk(path: Path) -> list[str]:
+    """A qcow2 file as a virtio disk. Flushes reach the file, not the platter: it dies with its testbed anyway."""
+    return [
+        "-drive", f"if=none,id=root,file={_value(path)},format=qcow2,cache=unsafe,discard=unmap",
+        "-device", "virtio-blk-pci,drive=root,addr=2",
+    ]  # fmt: skip
+
+
+def network(port: int = 0) -> list[str]:
+    """A network card behind QEMU's own address translation; SSH is reached by a port of 127.0.0.1 alone.
+
+    :param port: 0: QEMU takes a free one, and its monitor tells which
+    """
+    return [
+        "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{port}-:22",
+        "-device", "virtio-net-pci,netdev=net,addr=3,romfile=",
+    ]  # fmt: skip
+
+
+def chance() -> list[str]:
+    """Random numbers from this machine: without them a guest's sshd waits for its own."""
+    return ["-device", "virtio-rng-pci,addr=4"]
+
+
+def monitor(descriptor: int) -> list[str]:
+    """QMP on a listening socket that QEMU inherits: there is no moment when it is not there."""
+    return ["-chardev", f"socket,id=qmp,fd={descriptor},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
+
+
+def _value(path: Path) -> str:
+    """A file name inside of an option list: commas are doubled."""
+    return str(path).replace(",", ",,")
 
 
 def command(
@@ -72,16 +118,31 @@ def command(
     memory_bytes: int = 512 << 20,
     cpus: int = 1,
     accelerator: str = "tcg,thread=multi",
+    architecture: str = "x86_64",
+    model: str = "max",
+    more: Sequence[str] = (),
+    reboots: bool = False,
 ) -> list[str]:
-    """The whole command line of a machine without a screen, a network or anything else it was not given."""
+    """The whole command line of a machine without a screen, a network or anything else it was not given.
+
+    :param more: further words: root disk, network card, monitor, whatever a fork of QEMU has of its own
+    :param reboots: a guest's reboot boots it again; else it ends QEMU
+    """
+    old = qemu.version < OLDEST  # FEMU's base: it reads a ROM that is not there
+    drive_words = [
+        word
+        for number, socket in enumerate(drives)
+        for word in drive(socket, slot=FIRST_DRIVE_SLOT + number, rombar=not old)
+    ]
     return [
         *qemu.command,
-        "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
-        *memory(memory_bytes),
-        *processor(cpus, accelerator),
+        "-no-user-config", "-nodefaults", "-display", "none", *([] if reboots else ["-no-reboot"]),
+        *memory(memory_bytes, architecture),
+        *processor(cpus, accelerator, model),
         *boot(kernel, initrd, append),
         *console(console_file),
-        *(word for socket in drives for word in drive(socket)),
+        *drive_words,
+        *more,
     ]  # fmt: skip
 
 
@@ -90,13 +151,21 @@ class Machine:
 
     :param words: its command line
     :param folder: where its console (``console``) and QEMU's output (``qemu.log``) are
+    :param fds: descriptors that QEMU inherits
     """
 
-    def __init__(self, words: Sequence[str], folder: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        folder: Path,
+        environment: dict[str, str] | None = None,
+        fds: Sequence[int] = (),
+    ) -> None:
         self.words = list(words)
         self.console_file = folder / "console"
         self._output = folder / "qemu.log"
         self._environment = {**{k: os.environ[k] for k in ("PATH", "TMPDIR") if k in os.environ}, **(environment or {})}
+        self._fds = tuple(fds)
         self._process: subprocess.Popen[bytes] | None = None
         self.ended = ""  # how: of itself, asked, or killed
         self.asked_seconds = _ASK_SECONDS  # how long it may take to end when asked
@@ -110,16 +179,26 @@ class Machine:
     ) -> None:
         self.stop()
 
-    def start(self) -> None:
-        """:raises OSError: QEMU can't be run at all"""
-        self.console_file.write_bytes(b"")
+    def start(self, *, fresh: bool = True) -> None:
+        """Run QEMU. It ends with the thread that calls this: that must be one that lasts.
+
+        :param fresh: False: what an earlier machine in this folder printed is kept
+        :raises OSError: QEMU can't be run at all
+        """
+        if fresh:
+            self.console_file.write_bytes(b"")
         # if this process is killed so is the machine; the end of the calling thread counts as such
         guard = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
         with open(self._output, "wb") as output:
             self._process = subprocess.Popen(
                 [*guard, *self.words], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self._environment,
-                start_new_session=True,
+                start_new_session=True, pass_fds=self._fds,
             )  # fmt: skip
+
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process id, None before its start."""
+        return None if self._process is None else self._process.pid
 
     @property
     def status(self) -> int | None:
