@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from emucsd_firmware.ftl.files import FLASH, Files
+from emucsd_firmware.ftl.state import Header, Oob, TrimRecord
+from emucsd_wire.layout import State
 from tests.unit.ftl_drive import FlashDrive, page, tiny
 
 PAGES = 256
@@ -57,6 +59,12 @@ def disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
 
     monkeypatch.setattr(Files, "sync", watched)
     return disk
+
+
+@pytest.mark.parametrize("record", [Header, Oob, TrimRecord])
+def test_no_record_is_torn(record: type[State]) -> None:
+    """No record of the flash lies across two sectors of the disk, which it may write one without the other."""
+    assert 512 % record.dtype.itemsize == 0
 
 
 class Host:
@@ -106,17 +114,42 @@ class Host:
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("pages", [0, 4])
 def test_crash(folder: Path, disk: Disk, kept: float, pages: int) -> None:
-    """Whatever part of the unsynced writes reached the disk, everything that was synced is there."""
+    """Whatever part of the unsynced writes reached the disk: what was synced is there, and what was found stays.
+
+    Crashes follow each other with a sync between them or without one, and with deaths of the process alone.
+    """
     profile = tiny(**{"geometry.blocks": 16, "buffer.pages": pages})
     drive = FlashDrive.create(folder / "drive", profile, durability="machine")
     disk.synced(*FLASH, "map.ftl", "checkpoint.ftl")
     rng = np.random.default_rng(int(10 * kept) + pages)
     host = Host(drive, rng)
-    for _ in range(12):
-        host.work(disk, int(rng.integers(50, 600)))
+    for _ in range(16):
+        host.work(disk, int(rng.integers(50, 600) if rng.random() < 0.7 else rng.integers(0, 12)))
         host.drive.crash()
-        disk.crash(rng, kept)
+        if rng.random() < 0.7:
+            disk.crash(rng, kept)
         host.check(FlashDrive.open(folder / "drive", durability="machine"))
-        host.sync()
-        disk.synced(*FLASH, "checkpoint.ftl")  # what opening wrote
+        if rng.random() < 0.5:
+            host.sync()
+    host.drive.crash()
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_opened_for_less_before(folder: Path, disk: Disk, clean: bool) -> None:
+    """What is found when a drive is opened with "machine" is on the disk, though it was written with "process"."""
+    drive = FlashDrive.create(folder / "drive", tiny(**{"geometry.blocks": 16}))
+    disk.synced(*FLASH, "map.ftl", "checkpoint.ftl")
+    host = Host(drive, np.random.default_rng(5))
+    for lpn in range(PAGES):
+        host.drive.write(lpn, page(host.drive, lpn + 1))
+        host.kept[lpn] = [lpn + 1]
+    host.drive.store.checkpoint()
+    if clean:
+        host.drive.close()
+    else:
+        host.drive.crash()
+    host.check(FlashDrive.open(folder / "drive", durability="machine"))
+    host.drive.crash()
+    disk.crash(host.rng, 0.0)
+    host.check(FlashDrive.open(folder / "drive", durability="machine"))
     host.drive.crash()

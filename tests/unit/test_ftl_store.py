@@ -91,12 +91,13 @@ def test_truncated(filled: Path, name: str) -> None:
     drive.crash()
 
 
-def test_version(filled: Path) -> None:
-    """A store of another format says which, and which this version reads."""
+@pytest.mark.parametrize("version", [1, 3])
+def test_version(filled: Path, version: int) -> None:
+    """A store of an older or newer format says which it is, which this version reads, and what to do."""
     path = filled / "super.json"
     data = json.loads(path.read_text())
-    path.write_text(json.dumps({**data, "emucsd store": 99}))
-    with pytest.raises(StoreVersion, match="store format 99, this version reads 1"):
+    path.write_text(json.dumps({**data, "emucsd store": version}))
+    with pytest.raises(StoreVersion, match=f"store format {version}, .* reads format 2 only; copy the data out"):
         Store.open(filled)
 
 

@@ -63,7 +63,7 @@ def set_word(ftl: Ftl, block: int, word: int) -> None:
     store_i64(ftl.headers, block * _HEADER_WORDS, word)
 
 
-_HEADER_WORDS = 7  # a Header is 56 bytes, its word the first of them
+_HEADER_WORDS = 8  # a Header is 64 bytes, its word the first of them
 
 
 @jit_inline

@@ -24,7 +24,7 @@ from emucsd_firmware.ftl.tables import TRIM_SLOTS, region_pages
 from emucsd_firmware.profile import Profile
 
 SUPER = "super.json"
-FORMAT = 1
+FORMAT = 2  # 2: block headers of 64 bytes, sequence numbers that count by epochs
 CHUNK_BYTES = 4 * CHUNK
 _MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.13 on
 
@@ -159,7 +159,8 @@ class Files:
             raise StoreError(f"{path}: not a drive's description ({exc}); restore the file from a copy") from exc
         if version != FORMAT:
             raise StoreVersion(
-                f"{path}: store format {version!r}, this version reads {FORMAT}; use the version that made it"
+                f"{path}: store format {version!r}, this version of emucsd reads format {FORMAT} only; copy the data "
+                "out with the version that made it, or make a new drive in another folder"
             )
         return dict(found)
 
@@ -167,8 +168,12 @@ class Files:
         """Write ``super.json`` in one step."""
         path = self.folder / SUPER
         draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(self.description, indent=1) + "\n")
+        with draft.open("w") as file:
+            file.write(json.dumps(self.description, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         draft.replace(path)
+        os.fsync(self._lock_fd)  # the folder: names of all files
 
     def fd(self, name: str) -> int:
         """Descriptor of one of the files."""

@@ -125,17 +125,28 @@ def _load_block(ftl: Ftl, found: Found, block: int, clean: int) -> int:
 
 @jit
 def _adopt(ftl: Ftl, block: int, word: int) -> None:
-    """Go on writing an open block where it was left; close it if its stream exists no more."""
+    """Go on writing an open block where it was left; close it if its stream exists no more.
+
+    Records above the write pointer are wiped: they are of this life of the block, and would pass for whole once the
+    pointer has passed them, should the computer crash before what is written there now is on the disk. (Their pages
+    were never synced: a sync brings the pointer to the disk too.)
+    """
     stream = word_stream(word)
     first = block << ftl.page_bits
     place = place_at(ftl.places, plane_of(ftl, block) * STREAMS + stream)
     written = word_written(word)
     put_i64(ftl.stamps, block, ftl.host_programs)
-    if written > 0 and oob_whole(ftl, first + written - 1) != 0:
-        ftl.seq = max(ftl.seq, oob_at(ftl.oob, first + written - 1).seq)
+    newest = written - 1  # pages of a block are numbered upwards; those that a computer's crash tore say nothing
+    while newest >= 0 and oob_whole(ftl, first + newest) == 0:
+        newest -= 1
+    if newest >= 0:
+        ftl.seq = max(ftl.seq, oob_at(ftl.oob, first + newest).seq)
     if stream < ftl.streams and place.next == place.end and written < ftl.pages:
         place.next = first + written
         place.end = first + ftl.pages
+        for ppn in range(place.next, place.end):
+            if oob_at(ftl.oob, ppn).check != 0:
+                oob_at(ftl.oob, ppn).check = 0
         return
     next_page, end = place.next, place.end
     close_block(ftl, place, block, FULL)

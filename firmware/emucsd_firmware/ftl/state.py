@@ -51,7 +51,7 @@ class Oob(State):
 
 
 class Header(State):
-    """A block's record on flash."""
+    """A block's record on flash. 64 bytes, so that none lies across two sectors of the disk."""
 
     word: I64  # kind | stream << 8 | pages written << 16
     opened: I64  # seq before its first page
@@ -62,6 +62,7 @@ class Header(State):
     reads: U32  # valid after a clean stop only, as ``valid`` is
     valid: U32
     spare: U32
+    unused: I64
 
 
 class TrimRecord(State):

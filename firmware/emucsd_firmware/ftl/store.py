@@ -34,6 +34,7 @@ from emucsd_firmware.profile import Profile, from_dict
 from emucsd_wire.words import jit
 
 DURABILITIES = ("process", "machine")
+EPOCH_BITS = 36  # of a sequence number: each opening counts from its superblock's generation, times this power of two
 PAGES_BETWEEN = 1 << 20  # programmed pages after which a checkpoint is due: bounds what recovery plays back
 RESIDENT_BYTES = 1 << 30  # of mapped flash, beyond which a checkpoint gives memory back
 DISK_RESERVE = 128 << 20  # bytes: with less left on the file system the drive takes no more writes
@@ -186,7 +187,6 @@ class Store:
         if block is not None:
             statistics.restore(self._record, block.counters)
             self._record["age_base"], self._record["marked_pages"] = block.age, block.marked_pages
-            self._checkpointer.generation = block.generation
             if not rescan:
                 since, covered = block.checkpoint_seq, (block.trims, block.trim_seq)
                 if block.clean:
@@ -195,9 +195,12 @@ class Store:
         if pages is not None:
             self._tables.chunk_pages[:] = pages
             self._record["mapped"] = int(pages.sum(dtype=np.int64))
-        self._record["seq"] = max(int(self._record["seq"]), since)
         self._record["marked_pages"] += found["marked"]
+        self._begin_epoch(block, since)
         self._finish(int(found["usable"]))
+        self._tables.words[CHECKPOINTED] = self._record["seq"] - found["pages"]
+        if self.durability == "machine":  # what recovery changed, and what an opening before this one never synced
+            self._files.sync(*FLASH, "map.ftl")
         self._checkpointer.write_superblock(self._record, since, covered, clean=False)
         self.recovered = RecoveryReport(
             clean=pages is not None,
@@ -210,6 +213,17 @@ class Store:
             lost_entries=int(found["lost"]),
             rebuilt=list(self._files.rebuilt),
         )
+
+    def _begin_epoch(self, block: Superblock | None, since: int) -> None:
+        """Number pages from a value on that was never given out.
+
+        What a computer's crash lost had numbers too, and remains of it may still lie on the disk: they must not pass
+        for pages of this time.
+        """
+        newest = max(int(self._record["seq"]), since)
+        generation = max(block.generation if block is not None else 0, newest >> EPOCH_BITS)
+        self._checkpointer.generation = generation
+        self._record["seq"] = max(newest, (generation + 1) << EPOCH_BITS)
 
     def _finish(self, usable: int) -> None:
         made = int(self._files.description["usable_blocks"])
