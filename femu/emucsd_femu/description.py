@@ -107,7 +107,7 @@ class _Section:
 
     def __init__(self, where: str, content: Any) -> None:
         if not isinstance(content, Mapping):
-            raise DescriptionError(f"{where}: {content!r} is no table; write it as [{where}]")
+            raise DescriptionError(f"{where}: {content!r} is no table")
         self._where, self._left = where, dict(content)
 
     def take(self, key: str, parse: Callable[[Any], Any], default: Any) -> Any:
@@ -142,6 +142,18 @@ def _memory(value: Any) -> int:
     if amount < _LEAST_MEMORY:
         raise ValueError(f"must be at least {_LEAST_MEMORY >> 20} MiB for a Linux to boot")
     return amount >> 20 << 20
+
+
+def _table(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError("must be a table")
+    return value
+
+
+def _tables(value: Any) -> Any:
+    if not isinstance(value, list):
+        raise ValueError("must be tables; write each as [[drive]]")
+    return value
 
 
 def _text(value: Any) -> str:
@@ -214,17 +226,17 @@ def parse(content: Mapping[str, Any], folder: Path | None = None) -> Description
     :raises DescriptionError: names the key, its value, and what it takes
     """
     top = _Section("the file", content)
-    about = _Section("testbed", top.take("testbed", dict, {}))
-    drives = top.take("drive", list, [{}])
+    about = _Section("testbed", top.take("testbed", _table, {}))
+    drives = top.take("drive", _tables, [{}])
     if not 1 <= len(drives) <= MOST_DRIVES:
         raise DescriptionError(f"drive: {len(drives)} of them; a testbed has 1 to {MOST_DRIVES}")
-    cluster = _Section("cluster", top.take("cluster", dict, {}))
+    cluster = _Section("cluster", top.take("cluster", _table, {}))
     found = Description(
         name=about.take("name", _name, DEFAULT_NAME),
         images=about.take("images", _among(*IMAGES), "full"),
         drives=tuple(_drive(number, one, len(drives), folder) for number, one in enumerate(drives)),
-        host=_host(_Section("host", top.take("host", dict, {}))),
-        tunnel=_tunnel(_Section("tunnel", top.take("tunnel", dict, {}))),
+        host=_host(_Section("host", top.take("host", _table, {}))),
+        tunnel=_tunnel(_Section("tunnel", top.take("tunnel", _table, {}))),
         ocfs2=cluster.take("ocfs2", _switch, True),
     )
     about.end("name", "images")
@@ -235,7 +247,7 @@ def parse(content: Mapping[str, Any], folder: Path | None = None) -> Description
 
 def _drive(number: int, content: Any, count: int, folder: Path | None) -> DriveOf:
     section = _Section(f"drive[{number}]", content)
-    isp = _Section(f"drive[{number}].isp", section.take("isp", dict, {}))
+    isp = _Section(f"drive[{number}].isp", section.take("isp", _table, {}))
 
     def path(value: Any) -> str:
         return str((folder or Path.cwd()) / Path(_text(value)).expanduser())
@@ -287,8 +299,8 @@ def _whole(found: Description) -> Description:
     for number, drive in enumerate(found.drives):
         if drive.clock == "virtual" and (found.host.engine == "machine" or drive.isp.engine == "machine"):
             raise DescriptionError(
-                f"drive[{number}].clock = 'virtual': a Linux in a machine cannot say when it waits; use clock = 'real', "
-                "or no machines (host.engine and isp.engine)"
+                f"drive[{number}].clock = 'virtual': a Linux in a machine cannot say when it waits; use "
+                "clock = 'real', or no machines (host.engine and isp.engine)"
             )
     return found
 
