@@ -99,7 +99,7 @@ def chance() -> list[str]:
 
 def monitor(descriptor: int) -> list[str]:
     """QMP on a listening socket that QEMU inherits: there is no moment when it is not there."""
-    return ["-chardev", f"socket,id=qmp,fd={descriptor},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
+    return ["-chardev", f"socket,id=qmp,fd={descriptor},server=on,wait=off", "-qmp", "chardev:qmp"]
 
 
 def _value(path: Path) -> str:
