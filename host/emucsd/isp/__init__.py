@@ -1,0 +1,38 @@
+"""The Linux inside the drive: jobs on the ISP engine, from the host.
+
+    from emucsd.isp import Isp, Limits
+
+    with Isp("10.77.0.2", token=token) as isp:
+        job = isp.run(["python3", "train.py"], inputs={"train.py": Path("train.py")}, outputs=["model.bin"])
+        for line in job:
+            print(line)
+        model = job.outputs["model.bin"]
+
+Names are loaded when they are used: the agent, which runs on a small machine, shares ``emucsd.isp.protocol`` alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emucsd.isp.client import Isp
+    from emucsd.isp.job import Job, Result
+    from emucsd.isp.protocol import Limits
+
+__all__ = ["Isp", "Job", "Limits", "Result"]
+
+_HOMES = {
+    "Isp": "client",
+    "Job": "job",
+    "Limits": "protocol",
+    "Result": "job",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
