@@ -1,4 +1,4 @@
-"""``python -m emucsd_femu serve ...`` runs a drive; ``python -m emucsd_femu qemu`` says which QEMU can attach one."""
+"""``python -m emucsd_femu serve ...`` runs a drive, ``testbed`` drives and machines, ``qemu`` says which QEMU does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ def _qemu(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": _serve, "qemu": _qemu}
+def _testbed(arguments: Sequence[str]) -> int:
+    from emucsd_femu.supervisor import main
+
+    return main(arguments)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": _serve, "qemu": _qemu, "testbed": _testbed}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -132,6 +132,8 @@ class ControlServer:
     def close(self) -> None:
         """Let every client go and remove the socket; work that runs is waited for."""
         self._worker.shutdown(cancel_futures=True)
+        if self._finished:
+            self._collect()
         for fd, client in list(self._clients.items()):
             if not client.waiting:
                 self._loop.remove(fd)
