@@ -3,6 +3,7 @@
     {"do": "status"}        what the drive is: settings, ports and their clients
     {"do": "stats"}         counters of every part of it
     {"do": "checkpoint"}    write the map to the store now
+    {"do": "tunnel", ...}   lose, reorder and double frames of the tunnel on purpose, so many per million
     {"do": "stop"}          stop cleanly; answered before it happens
 
 What takes long (a checkpoint) runs in a thread of its own, one at a time: ports and other clients are served meanwhile.
@@ -48,6 +49,15 @@ class Stats(Request, tag="stats"):
 
 class Checkpoint(Request, tag="checkpoint"):
     """Write the map to the store."""
+
+
+class Tunnel(Request, tag="tunnel"):
+    """Faults of the tunnel, in frames per million, drawn from a seed; 0 ends them."""
+
+    loss: int = 0
+    reorder: int = 0
+    duplicate: int = 0
+    seed: int = 1
 
 
 class Stop(Request, tag="stop"):

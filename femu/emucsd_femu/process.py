@@ -161,6 +161,7 @@ class DriveProcess:
             control.Status: lambda _: self.status(),
             control.Stats: lambda _: drive.stats(),
             control.Checkpoint: lambda _: Later(self.checkpoint),  # seconds on a large drive, and QEMU waits for 5
+            control.Tunnel: self.disturb_tunnel,
             control.Stop: lambda _: self.stop(),
         }
         sockets = [paths.port_socket(runtime, port.number) for port in drive.ports]
@@ -188,6 +189,11 @@ class DriveProcess:
         begun = time.monotonic()
         self.drive.checkpoint()
         return {"seconds": round(time.monotonic() - begun, 6)}
+
+    def disturb_tunnel(self, request: control.Tunnel) -> dict[str, Any]:
+        """Faults of the tunnel. :raises FirmwareError: out of range"""
+        self.drive.set_tunnel_faults(request.loss, request.reorder, request.duplicate, request.seed)
+        return {}
 
     def stop(self) -> dict[str, Any]:
         """Leave the loop after what is in hand."""

@@ -56,6 +56,7 @@ from emucsd_firmware.nvme.commands import (
 from emucsd_firmware.nvme.dispatch import execute, incoming_bytes, peek_lpn, touched_bytes
 from emucsd_firmware.nvme.lookups import PARKED, next_answered
 from emucsd_firmware.nvme.queues import QUEUES, PortState, arm, cq_at, interrupt, read_tail, refresh_tail, sq_at
+from emucsd_firmware.nvme.tunnels import expire
 from emucsd_firmware.state import FIRST_FTL_JOB, DriveState, drive_at, port_of
 from emucsd_wire.words import (
     fence,
@@ -283,6 +284,8 @@ def round_real(drive: DriveState) -> int:
         now = monotonic()
         work = run_until(drive, now, -1, -1)
         drive.clock.now = max(now, drive.clock.now)
+        if drive.tunnel.wake <= now:
+            work += expire(drive)
     work += fetch_all(drive)
     if work != 0 or drive.commands.held != 0:
         raise_interrupts(drive)
@@ -373,7 +376,7 @@ def _patience(drive: DriveState) -> int:
         if port.enabled != 0 and port.trapped == 0 and clock_word(port, ATTACHED) == 0:
             timeout = UNKNOWN_HOST_POLL_NS
     if drive.clock.mode == REAL:
-        when = next_due(drive)
+        when = min(next_due(drive), drive.tunnel.wake)
         if when != NEVER:
             timeout = min(timeout, when - monotonic() - WAKE_EARLY_NS)
     elif next_due(drive) != NEVER and attached_ports(drive) == 0:

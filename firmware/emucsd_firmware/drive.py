@@ -31,11 +31,13 @@ from emucsd_firmware.nvme.hardware import Health
 from emucsd_firmware.nvme.lookups import reset_lookups
 from emucsd_firmware.nvme.queues import QueueSet
 from emucsd_firmware.nvme.tables import register_table_commands
+from emucsd_firmware.nvme.tunnel_setup import TunnelCommands
 from emucsd_firmware.plane import Plane
 from emucsd_firmware.port import Port
 from emucsd_firmware.profile import Profile
 from emucsd_firmware.state import FIRST_FTL_JOB, PORTS, DriveState
 from emucsd_firmware.subsystem import Subsystem
+from emucsd_firmware.tunnel.state import TunnelMemory
 from emucsd_wire.nvme import Status
 
 log = logging.getLogger(__name__)
@@ -69,7 +71,9 @@ class Drive:
         dies = self.profile.geometry.die_count
         self.lookup = LookupMemory(self.profile.lookup, self.profile.geometry.page_bytes, dies, SLOTS)
         self.tables = Tables(self.lookup)
+        self.tunnel_memory = TunnelMemory(SLOTS)
         self._fill()
+        self.tunnel = TunnelCommands(self.address, self.tunnel_memory, virtual=clock == "virtual")
         self.plane = Plane(self.address, self._control, self._kick_fd)
         self.plane.sync = store.sync
         self.queues = [QueueSet(self.state[0][f"port{n}"], n, bypass=n == 1, mode=CLOCKS[clock]) for n in range(PORTS)]
@@ -77,6 +81,7 @@ class Drive:
         self.ports = [Port(n, self, self.subsystem, self.queues[n]) for n in range(PORTS)]
         for port in self.ports:
             self._connect_lookups(port)
+            self.tunnel.register(port.controller)
         self.keeper = Keeper(store)
 
     @classmethod
@@ -104,6 +109,7 @@ class Drive:
         self.nand.fill(root["nand"])
         self.store.fill(root["ftl"], FIRST_FTL_JOB, int(root["clock"]["now"]))
         self.lookup.fill(root["lookup"])
+        self.tunnel_memory.fill(root["tunnel"])
         self._fill_costs(delays=True)
 
     def _fill_costs(self, *, delays: bool) -> None:
@@ -228,6 +234,11 @@ class Drive:
         with self.plane.paused():
             self.state[0]["nand"]["instant_background"] = int(not enabled)
 
+    def set_tunnel_faults(self, loss: int, reorder: int, duplicate: int, seed: int) -> None:
+        """Lose, reorder and double frames of the tunnel, so many per million. :raises FirmwareError: out of range"""
+        with self.plane.paused():
+            self.tunnel.set_faults(loss, reorder, duplicate, seed)
+
     def set_log(self, enabled: bool) -> None:
         """Log admin commands and resets, or only what is unusual."""
         logging.getLogger("emucsd_firmware").setLevel(logging.DEBUG if enabled else logging.NOTSET)
@@ -285,4 +296,5 @@ class Drive:
             "ports": ports,
             "ftl": self.store.snapshot(),
             "nand": self.nand.snapshot(),
+            "tunnel": self.tunnel.snapshot(),
         }

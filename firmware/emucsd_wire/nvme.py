@@ -135,6 +135,8 @@ class Io(IntEnum):
     # vendor: bit 1:0 say the data's direction (01 to the drive, 10 from it), as Linux passthrough expects
     LOOKUP_SEND = 0x81
     LOOKUP_READ = 0x82
+    TUNNEL_SEND = 0x85
+    TUNNEL_RECEIVE = 0x86
 
 
 class Status(IntEnum):
@@ -200,6 +202,9 @@ class Status(IntEnum):
     LOOKUP_TABLE_SHAPE = 0x7C5  # row width, dtype or extents that the engine can't take
     LOOKUP_TABLE_EXISTS = 0x7C6
     LOOKUP_TABLES_FULL = 0x7C7
+    # ... and the tunnel
+    TUNNEL_CLOSED = 0x7D0  # the host has not opened it, or has closed it
+    TUNNEL_BATCH = 0x7D1  # dw0: offset of the first bad frame
 
 
 DNR = 0x4000  # Do Not Retry, as a bit of (status >> 1)

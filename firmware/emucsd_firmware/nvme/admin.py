@@ -132,4 +132,6 @@ IO_EFFECTS: dict[int, Effect] = {
     Io.COPY: _DATA,
     Io.LOOKUP_SEND: Effect.SUPPORTED,
     Io.LOOKUP_READ: Effect.SUPPORTED,
+    Io.TUNNEL_SEND: Effect.SUPPORTED,
+    Io.TUNNEL_RECEIVE: Effect.SUPPORTED,
 }

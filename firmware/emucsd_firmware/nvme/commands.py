@@ -95,6 +95,22 @@ def leave(clock: Clock, commands: Commands, port: PortState, slot: int) -> None:
 
 
 @jit
+def rest(clock: Clock, port: PortState) -> None:
+    """A command only waits for somebody else from now on: that is no work of the controller's."""
+    port.outstanding -= 1
+    if port.outstanding == 0:
+        port.counters.busy_ns += clock.now - port.busy_since
+
+
+@jit
+def resume(clock: Clock, port: PortState) -> None:
+    """A command that rested goes on."""
+    if port.outstanding == 0:
+        port.busy_since = clock.now
+    port.outstanding += 1
+
+
+@jit
 def load(commands: Commands, port: PortState, qid: int, slot: int, now: int) -> None:
     """Copy the entry at the queue's head into a slot: the host may change its memory at any moment after."""
     sq = sq_at(port.sqs, qid)

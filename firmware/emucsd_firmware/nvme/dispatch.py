@@ -17,6 +17,7 @@ from emucsd_firmware.nvme.io import (
 )
 from emucsd_firmware.nvme.lookups import lookup_read, lookup_send
 from emucsd_firmware.nvme.queues import NAMESPACES, PortState, namespace_at
+from emucsd_firmware.nvme.tunnels import tunnel_receive, tunnel_send
 from emucsd_firmware.state import DriveState
 from emucsd_wire import nvme
 from emucsd_wire.nvme import Sqe
@@ -29,6 +30,7 @@ _WRITE_UNCORRECTABLE, _COMPARE = int(nvme.Io.WRITE_UNCORRECTABLE), int(nvme.Io.C
 _WRITE_ZEROES, _DSM = int(nvme.Io.WRITE_ZEROES), int(nvme.Io.DATASET_MANAGEMENT)
 _VERIFY, _COPY = int(nvme.Io.VERIFY), int(nvme.Io.COPY)
 _SEND, _READ_SUMS = int(nvme.Io.LOOKUP_SEND), int(nvme.Io.LOOKUP_READ)
+_TUNNEL_SEND, _TUNNEL_RECEIVE = int(nvme.Io.TUNNEL_SEND), int(nvme.Io.TUNNEL_RECEIVE)
 _FUSE = 3
 
 
@@ -60,7 +62,7 @@ def incoming_bytes(port: PortState, sqe: Sqe) -> int:
     opcode = signed(sqe.opcode)
     if opcode == _WRITE or opcode == _COMPARE:
         return touched_bytes(port, sqe)
-    if opcode == _SEND:
+    if opcode == _SEND or opcode == _TUNNEL_SEND:
         return min(signed(sqe.cdw12), nvme.MAX_TRANSFER)
     if opcode == _DSM:
         return 16 * ((signed(sqe.cdw10) & 0xFF) + 1)
@@ -71,8 +73,10 @@ def incoming_bytes(port: PortState, sqe: Sqe) -> int:
 
 @jit_unit
 def execute(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
-    """Run one I/O command. :returns: its status, or PARKED when a lookup completes it later"""
+    """Run one I/O command. :returns: its status, or PARKED when a lookup or a tunnel completes it later"""
     opcode = command.opcode
+    if opcode == _TUNNEL_SEND or opcode == _TUNNEL_RECEIVE:
+        return _execute_tunnel(drive, port, slot, command, sqe)
     if drive.refused != 0:
         return drive.refused  # a sanitize operation runs or has failed, a format is under way
     if signed(sqe.flags) & _FUSE != 0:
@@ -91,6 +95,16 @@ def execute(drive: DriveState, port: PortState, slot: int, command: Command, sqe
     if opcode == _READ_SUMS:
         return lookup_read(drive, port, slot, command, sqe)
     return _execute_rare(drive, port, slot, command, sqe)
+
+
+@jit
+def _execute_tunnel(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
+    """The tunnel is of no namespace, and of no concern to a sanitize operation."""
+    if signed(sqe.flags) & _FUSE != 0:
+        return _INVALID_FIELD
+    if command.opcode == _TUNNEL_SEND:
+        return tunnel_send(drive, port, slot, command, sqe)
+    return tunnel_receive(drive, port, slot, command, sqe)
 
 
 @jit
