@@ -17,18 +17,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from emucsd.completion import Completion
     from emucsd.drive import Drive
     from emucsd.errors import EmucsdError, NvmeError
     from emucsd.namespace import Namespace
     from emucsd.outcome import Columns, Outcome
-    from emucsd.queue import Completion, Queue
+    from emucsd.queue import Queue
     from emucsd.table import Table
 
 __all__ = ["Columns", "Completion", "Drive", "EmucsdError", "Namespace", "NvmeError", "Outcome", "Queue", "Table"]
 
 _HOMES = {
     "Columns": "outcome",
-    "Completion": "queue",
+    "Completion": "completion",
     "Drive": "drive",
     "EmucsdError": "errors",
     "Namespace": "namespace",

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from emucsd.errors import InvalidArgument
 from emucsd.passthrough import Answer, Data, entry, run
-from emucsd.queue import Queue
+from emucsd.transport import CommandQueue
 from emucsd_wire.features import Feature, Select
 from emucsd_wire.identify import (
     IDENTIFY_BYTES,
@@ -30,7 +30,7 @@ _ATTACH, _DETACH = 0, 1
 class Admin:
     """Admin commands by name, on one admin queue. Every method raises NvmeError where the drive refuses."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: CommandQueue) -> None:
         self._queue = queue
 
     def run(self, opcode: int, nsid: int = 0, *, data: Data | None = None, length: int = 0, **dwords: int) -> Answer:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -15,17 +14,14 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from emucsd.admin import Admin
-from emucsd.buffers import DEFAULT_BYTES, SharedMemory
+from emucsd.buffers import DEFAULT_BYTES
 from emucsd.clock import Clock
 from emucsd.control import Control
-from emucsd.controller import Controller
 from emucsd.embedded import DriveProcess
-from emucsd.errors import ConnectionLost, DriveDied, EmucsdError, InvalidArgument, InvalidNamespace
-from emucsd.link import Link
+from emucsd.errors import ControlError, InvalidArgument, InvalidNamespace
 from emucsd.namespace import Namespace
 from emucsd.passthrough import Answer, Data, entry, run
-from emucsd.queue import Queue
-from emucsd.vfio import VfioUser
+from emucsd.transport import Attachment, CommandQueue
 from emucsd_wire import paths
 from emucsd_wire.identify import LBA_FORMAT, IdentifyController, IdentifyNamespace
 from emucsd_wire.nvme import PAGE
@@ -37,60 +33,70 @@ _NO_MDTS = 1 << 40
 class Drive:
     """One port of a drive: a controller, its queues, its namespaces.
 
-    Make one with ``Drive.open`` (a drive that runs) or ``Drive.start`` (a drive of one's own); close it, or use it in a
-    ``with``. Threads share a Drive: each is given a queue of its own as long as there are any.
+    Make one with ``Drive.open`` (a drive that runs, or a device node of Linux's) or ``Drive.start`` (a drive of one's
+    own); close it, or use it in a ``with``. Threads share a Drive: each is given a queue of its own as long as there
+    are any.
 
     :ivar admin: identify, features, logs, namespace management, format
-    :ivar control: the control API (status, stats, checkpoint, stop)
     :ivar clock: ``now`` and ``think(ns)``, in wall-clock or virtual ns
+    :ivar folder: the drive's runtime folder, or the device node that it is reached by
+    :ivar port: 0 is the host's, 1 the drive's own engine's
     :ivar process: the drive's process where ``start`` made it, else None
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        port: int = 0,
-        queues: int = 1,
-        depth: int = DEFAULT_DEPTH,
-        memory: int = DEFAULT_BYTES,
-        timeout: float = 10.0,
-        process: DriveProcess | None = None,
-    ) -> None:
-        """Attach; see ``open``, which takes names too."""
-        if not 0 <= port < paths.PORTS:
-            raise InvalidArgument(f"port {port}: a drive has ports 0 (host) and 1 (its own engine)")
+    def __init__(self, attachment: Attachment, folder: Path, port: int, process: DriveProcess | None = None) -> None:
+        """On an attachment, which is closed with this; ``open`` and ``start`` are the ones to call."""
         self.folder, self.port, self.process = folder, port, process
-        self.control = Control(folder)
+        self._attachment = attachment
+        self._control: Control | None = None
         self._local = threading.local()
         self._turn = itertools.count()
-        self._entries = depth + 1
-        self._count = queues
-        self._closing = contextlib.ExitStack()
-        with contextlib.ExitStack() as stack:
-            vfio = VfioUser(paths.port_socket(folder, port), timeout)
-            vfio.lost = self._lost
-            stack.callback(vfio.close)
-            shared = SharedMemory(memory)
-            stack.callback(shared.close)
-            self._link = Link(vfio, shared)
-            self._controller = Controller(self._link)
-            self._prepare()
-            self._closing = stack.pop_all()
+        self._gone = False
+        self._prepare()
 
     @classmethod
     def open(cls, name_or_dir: str | Path, **options: Any) -> Drive:
         """Attach to a drive that runs.
 
-        :param name_or_dir: its name, or its runtime folder
+        :param name_or_dir: its name, or its runtime folder: this library's own driver attaches, and needs no root. Or a
+            node of Linux's nvme driver (``/dev/nvme0``, ``/dev/nvme0n1``, ``/dev/ng0n1``): docs/linux.md
         :param options: ``port`` 0 or 1; ``queues`` (1 to 64 I/O queue pairs) of ``depth`` commands (up to 1023);
-            ``memory``: bytes shared with the drive, sparse; ``timeout``: seconds for a reply of the transport
-        :raises DriveNotFound: nothing listens there
+            ``memory``: bytes shared with the drive, sparse; ``timeout``: seconds for a reply of the transport.
+            Through Linux: ``queues``, ``depth``, ``timeout``; ``way``: ``auto``, ``io_uring`` or ``ioctl``
+        :raises DriveNotFound: nothing listens there, or there is no such node
+        :raises NotOurDrive: the node is another device's
+        :raises NotPermitted: Linux wants more rights
         """
         folder = Path(name_or_dir)
+        if folder.parts[:2] == ("/", "dev") and not folder.is_dir():
+            return cls._open_node(folder, **options)
         if not isinstance(name_or_dir, Path) and "/" not in name_or_dir and not folder.is_dir():
             folder = paths.runtime_folder(name_or_dir)
-        return cls(folder, **options)
+        return cls._attach(folder, None, **options)
+
+    @classmethod
+    def _attach(cls, folder: Path, process: DriveProcess | None, *, port: int = 0, **options: Any) -> Drive:
+        from emucsd.direct import Direct  # compiled code, which the way through Linux does without
+
+        if not 0 <= port < paths.PORTS:
+            raise InvalidArgument(f"port {port}: a drive has ports 0 (host) and 1 (its own engine)")
+        lost = None if process is None else process.lost
+        return cls._on(Direct(folder, port=port, lost=lost, **options), folder, port, process)
+
+    @classmethod
+    def _open_node(cls, node: Path, **options: Any) -> Drive:
+        from emucsd.linux.attachment import LinuxAttachment
+
+        attachment = LinuxAttachment(node, **options)
+        return cls._on(attachment, node, attachment.port, None)
+
+    @classmethod
+    def _on(cls, attachment: Attachment, folder: Path, port: int, process: DriveProcess | None) -> Drive:
+        try:
+            return cls(attachment, folder, port, process)
+        except BaseException:
+            attachment.close()
+            raise
 
     @classmethod
     def start(
@@ -137,46 +143,42 @@ class Drive:
             firmware=firmware,
         )
         try:
-            return cls(process.runtime, port=port, queues=queues, depth=depth, memory=memory, process=process)
+            return cls._attach(process.runtime, process, port=port, queues=queues, depth=depth, memory=memory)
         except BaseException:
             process.stop()
             raise
 
     def _prepare(self) -> None:
         """Everything that a controller reset takes away."""
-        self.admin = Admin(self._controller.admin)
+        self.admin = Admin(self._attachment.admin)
         self.identity: IdentifyController = self.admin.controller()
-        self._controller.create_queues(self._count, min(self._entries, self._controller.max_entries))
+        self._attachment.prepare()
         self._local = threading.local()
         self._turn = itertools.count()
-
-    def _lost(self, text: str) -> ConnectionLost:
-        """What to raise when the connection is gone: a process of ours may have told why."""
-        if self.process is not None and (status := self.process.exit_status(wait=1.0)) is not None:
-            how = f"by signal {-status}" if status < 0 else f"with {status}"
-            return DriveDied(f"the drive's process ended {how}\n{self.process.log_tail()}", status)
-        return ConnectionLost(text)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Shut the controller down and leave; stop the process where it is ours. Harmless when repeated."""
-        link, self._closing = self._closing, contextlib.ExitStack()
-        with link:  # always hang up
-            if not self._gone:
-                with contextlib.suppress(EmucsdError):
-                    self._controller.shutdown()
-                    self._controller.disable()
-        self._gone = True
+        if not self._gone:
+            self._gone = True
+            self._attachment.close()
         if self.process is not None:
             self.process.stop()
 
-    _gone = False
-
     def reset(self) -> None:
         """Controller reset: commands that are out are lost, queues are made anew (take them from ``queues`` again)."""
-        self._controller.reset()
+        self._attachment.reset()
         self._prepare()
+
+    @property
+    def control(self) -> Control:
+        """The control API (status, stats, checkpoint, stop). :raises ControlError: none is in reach from here"""
+        if self._control is None:
+            if not self.folder.is_dir():
+                raise ControlError("unreachable", f"{self.folder}: a drive's control API is where its process runs")
+            self._control = Control(self.folder)
+        return self._control
 
     def __enter__(self) -> Self:
         return self
@@ -187,7 +189,7 @@ class Drive:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Drive {self.folder} port {self.port}: {len(self.queues)} queues of {self.depth}>"
+        return f"<Drive {self._attachment.name}: {len(self.queues)} queues of {self.depth}>"
 
     # -- memory ------------------------------------------------------------------------------------------------------
 
@@ -196,24 +198,22 @@ class Drive:
 
         :raises BufferExhausted: open the drive with a larger ``memory``
         """
-        return self._link.memory.array(shape, dtype, align)
+        return self._attachment.memory.array(shape, dtype, align)
 
-    @contextmanager
-    def borrow(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.uint8) -> Iterator[NDArray[Any]]:
+    def borrow(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.uint8) -> AbstractContextManager[NDArray[Any]]:
         """``alloc`` for the time of a ``with``; do not touch the array, or views of it, afterwards."""
-        with self._link.memory.borrow(shape, dtype) as array:
-            yield array
+        return self._attachment.memory.borrow(shape, dtype)
 
     def holds(self, array: NDArray[Any]) -> bool:
         """Whether the drive reaches this array as it is."""
-        return self._link.memory.holds(array)
+        return self._attachment.memory.holds(array)
 
     # -- queues and time ---------------------------------------------------------------------------------------------
 
     @property
-    def queues(self) -> list[Queue]:
+    def queues(self) -> Sequence[CommandQueue]:
         """The I/O queues."""
-        return self._controller.queues
+        return self._attachment.queues
 
     @property
     def depth(self) -> int:
@@ -221,12 +221,12 @@ class Drive:
         return self.queues[0].entries - 1 if self.queues else 0
 
     @property
-    def queue(self) -> Queue:
+    def queue(self) -> CommandQueue:
         """This thread's queue; with more threads than queues they share, one call at a time.
 
         :raises InvalidArgument: the drive was opened without I/O queues
         """
-        chosen: Queue | None = getattr(self._local, "queue", None)
+        chosen: CommandQueue | None = getattr(self._local, "queue", None)
         if chosen is None:
             if not self.queues:
                 raise InvalidArgument("the drive was opened with queues=0; open it with at least one for I/O")
@@ -236,14 +236,15 @@ class Drive:
     @property
     def clock(self) -> Clock:
         """The drive's time."""
-        return self._link.clock
+        return self._attachment.clock
 
     # -- namespaces --------------------------------------------------------------------------------------------------
 
     @property
     def max_transfer(self) -> int:
-        """Bytes that one command may transfer (MDTS)."""
-        return PAGE << self.identity.mdts if self.identity.mdts else _NO_MDTS
+        """Bytes that one command may transfer: MDTS, and the driver's own limit."""
+        most = PAGE << self.identity.mdts if self.identity.mdts else _NO_MDTS
+        return min(most, self._attachment.most_bytes or most)
 
     @property
     def namespaces(self) -> list[Namespace]:
@@ -288,7 +289,7 @@ class Drive:
         """
         if queue not in ("admin", "io"):
             raise InvalidArgument(f"queue {queue!r}: use 'admin' or 'io'")
-        chosen = self._controller.admin if queue == "admin" else self.queue
+        chosen = self._attachment.admin if queue == "admin" else self.queue
         command = entry(opcode, nsid, **dwords)
         name = f"{queue} opcode {opcode:#04x} nsid {nsid:#x}"
         return run(chosen, command, data=data, length=length, out=out, name=name, check=check, timeout=timeout)

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from emucsd.control import Control
-from emucsd.errors import EmucsdError, InvalidArgument
+from emucsd.errors import ConnectionLost, DriveDied, EmucsdError, InvalidArgument
 from emucsd.process import START_TIMEOUT, command, last_words, launch
 
 _STOP_TIMEOUT = 30.0
@@ -99,6 +99,13 @@ class DriveProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(wait)
         return self._process.returncode
+
+    def lost(self, text: str) -> ConnectionLost:
+        """What to raise when the connection to it is gone: its end may tell why."""
+        if (status := self.exit_status(wait=1.0)) is None:
+            return ConnectionLost(text)
+        how = f"by signal {-status}" if status < 0 else f"with {status}"
+        return DriveDied(f"the drive's process ended {how}\n{self.log_tail()}", status)
 
     def kill(self) -> None:
         """kill -9, as a power cut: a store that was given stays as it is."""

@@ -7,8 +7,9 @@ import mmap
 import numpy as np
 
 from emucsd.buffers import SharedMemory
-from emucsd.clock import Clock, RealClock, VirtualClock
+from emucsd.clock import Clock, RealClock
 from emucsd.vfio import VfioUser
+from emucsd.virtual import VirtualClock
 from emucsd_wire.nvme import CLOCK_WORDS_OFFSET, Register
 from emucsd_wire.vfio_user import Region
 

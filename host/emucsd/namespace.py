@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from emucsd.buffers import SharedMemory
 from emucsd.errors import BufferExhausted, InvalidArgument
 from emucsd.outcome import Columns, Outcome
 from emucsd.passthrough import Data, as_bytes, entry, run
-from emucsd.queue import Queue
+from emucsd.transport import CommandQueue, Memory
 from emucsd_wire.identify import IdentifyNamespace
 from emucsd_wire.nvme import COPY_RANGE, DSM_RANGE, PAGE, Io
 
@@ -40,7 +39,7 @@ class Namespace:
     """
 
     def __init__(
-        self, nsid: int, found: IdentifyNamespace, lba_bytes: int, mdts: int, queue: Callable[[], Queue]
+        self, nsid: int, found: IdentifyNamespace, lba_bytes: int, mdts: int, queue: Callable[[], CommandQueue]
     ) -> None:
         """:param mdts: bytes that one command may transfer
         :param queue: gives the queue of the calling thread
@@ -58,8 +57,8 @@ class Namespace:
         return self.blocks * self.lba_bytes
 
     @property
-    def _memory(self) -> SharedMemory:
-        return self._queue().link.memory
+    def _memory(self) -> Memory:
+        return self._queue().memory
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
@@ -157,7 +156,7 @@ class Namespace:
         burst: int | None = None,
         arrivals: ArrayLike | None = None,
         latencies: bool = True,
-        queue: Queue | None = None,
+        queue: CommandQueue | None = None,
     ) -> Outcome:
         """Run a batch of commands of ``blocks`` LBAs each, ``depth`` at a time, in one compiled call.
 

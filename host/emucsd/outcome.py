@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emucsd.errors import InvalidArgument, error_for, status_name
-from emucsd.ring import Batch
 from emucsd_wire.nvme import SQE, Sqe
 
 Ints = NDArray[np.int64]
@@ -81,8 +80,27 @@ class Columns:
         column = self._columns.get(name)
         return otherwise if column is None else int(column[index if len(column) > 1 else 0])
 
+    def commands(self, first: int, end: int) -> tuple[NDArray[Any], Ints, Ints]:
+        """Commands ``first`` to ``end - 1``: entries (``SQE.dtype``, PRPs unset), addresses and sizes of data."""
+        columns = {name: c if len(c) == 1 else c[first:end] for name, c in self._columns.items()}
+        entries = np.zeros(end - first, SQE.dtype)
+        entries[:] = columns["template"].reshape(-1).view(SQE.dtype)
+        if "opcode" in columns:
+            entries["opcode"] = columns["opcode"]
+        if "lba" in columns:
+            entries["cdw10"], entries["cdw11"] = columns["lba"] & 0xFFFF_FFFF, columns["lba"] >> 32
+        if "block" in columns:
+            entries["cdw12"] = (entries["cdw12"] & 0xFFFF_0000) | columns["block"]
+        data = [np.zeros(end - first, np.int64) for _ in range(2)]
+        for column, name in zip(data, ("buffer", "size"), strict=True):
+            if name in columns:
+                column[:] = columns[name]
+        return entries, data[0], data[1]
+
     def record(self, outcome: Outcome) -> NDArray[Any]:
         """The Batch record for compiled code; it points into these columns and the outcome's."""
+        from emucsd.ring import Batch  # only the direct client has compiled code, and what it takes to load it
+
         batch = np.zeros((), Batch.dtype)
         batch["count"] = self.count
         for name, column in self._columns.items():
@@ -166,6 +184,6 @@ class Outcome:
             raise error_for(self._columns.describe(index), int(self.statuses[index]), dw0, index)
         return self
 
-    def finish(self, batch: NDArray[Any], elapsed_ns: int) -> None:
+    def finish(self, failed: int, elapsed_ns: int) -> None:
         """Take over the counters of the finished batch."""
-        self.failed, self.elapsed_ns = int(batch["failed"]), elapsed_ns
+        self.failed, self.elapsed_ns = failed, elapsed_ns

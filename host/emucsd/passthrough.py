@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from emucsd.buffers import SharedMemory
 from emucsd.errors import InvalidArgument
-from emucsd.queue import Queue
+from emucsd.transport import CommandQueue, Memory
 from emucsd_wire.nvme import Sqe
 
 Data = bytes | bytearray | memoryview | NDArray[Any]
@@ -52,7 +51,7 @@ def as_bytes(data: Data) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8)
 
 
-def stage(memory: SharedMemory, data: Data) -> NDArray[np.uint8]:
+def stage(memory: Memory, data: Data) -> NDArray[np.uint8]:
     """Data to be sent, in the drive's memory: the array itself where it lies there, else a copy."""
     row = as_bytes(data)
     if memory.holds(row):
@@ -63,7 +62,7 @@ def stage(memory: SharedMemory, data: Data) -> NDArray[np.uint8]:
 
 
 def run(
-    queue: Queue,
+    queue: CommandQueue,
     command: Sqe,
     *,
     data: Data | None = None,
@@ -84,7 +83,7 @@ def run(
     :raises NvmeError: the command failed
     :raises DriveTimeout: it did not complete in time
     """
-    memory = queue.link.memory
+    memory = queue.memory
     if data is not None and (length or out is not None):
         raise InvalidArgument("a command's data go one way: give data for the drive, or length for the answer")
     buffer: NDArray[Any] | None = None

@@ -10,52 +10,24 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emucsd import poll
-from emucsd.buffers import Range, owner_of
-from emucsd.clock import VirtualClock
-from emucsd.errors import DriveTimeout, InvalidArgument, ProtocolError, QueueFull, error_for
+from emucsd.buffers import Range, SharedMemory, owner_of
+from emucsd.completion import Command, Completion
+from emucsd.errors import DriveTimeout, InvalidArgument, ProtocolError, QueueFull
 from emucsd.link import Link
 from emucsd.outcome import Columns, Outcome
 from emucsd.ring import MESSAGE, UNSENT, Batch, Ring, Slot
+from emucsd.virtual import VirtualClock
 from emucsd_wire.nvme import PAGE, SQE, Register, Sqe
 from emucsd_wire.vfio_user import Region
 
 SLICE_NS = 100_000_000
 TIMEOUT = 30.0  # seconds without progress
-
-Command = Sqe | NDArray[Any]
-
-
-class Completion(NamedTuple):
-    """How a command ended.
-
-    :ivar token: what ``submit_one`` returned
-    :ivar status: SCT << 8 | SC, and DNR (14) where set; 0 is success
-    :ivar result: completion dword 0 and, above it, dword 1
-    :ivar submitted: ns on the drive's clock; ``finished`` is when this client saw the completion
-    """
-
-    token: int
-    status: int
-    result: int
-    submitted: int
-    finished: int
-
-    @property
-    def latency(self) -> int:
-        """ns from submission to seeing the completion."""
-        return self.finished - self.submitted
-
-    def check(self, command: str) -> Completion:
-        """:raises NvmeError: the status is not 0; ``command`` names what was asked"""
-        if self.status & 0x7FF:
-            raise error_for(command, self.status, self.result & 0xFFFF_FFFF)
-        return self
 
 
 class Queue:
@@ -106,6 +78,11 @@ class Queue:
         ring["done"], ring["batch"] = self._done.ctypes.data, self._idle.ctypes.data
         ring["clock"] = self._clock.address if self._clock else 0
         self._slots["index"] = -2
+
+    @property
+    def memory(self) -> SharedMemory:
+        """Where a command's data lie."""
+        return self.link.memory
 
     @property
     def sq_address(self) -> int:
@@ -308,7 +285,7 @@ class Queue:
         except BaseException:
             self._stop(batch, columns)
             raise
-        outcome.finish(batch, time.monotonic_ns() - started)
+        outcome.finish(int(batch["failed"]), time.monotonic_ns() - started)
         return outcome
 
     def _run(self, batch: NDArray[Any]) -> None:

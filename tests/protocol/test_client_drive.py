@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emucsd import Completion, Drive, Namespace
+from emucsd.direct import Direct
 from emucsd.errors import (
     CompareFailure,
     ControlError,
@@ -287,7 +288,9 @@ def test_threads(drive: Drive, space: Namespace) -> None:
 def test_sleeping_drive_wakes(drive: Drive, space: Namespace) -> None:
     """A drive that went to sleep answers the next command: the doorbell is repeated as a message."""
     deadline = time.monotonic() + 10
-    while drive._link.read_word(ASLEEP) != 1:
+    attachment = drive._attachment
+    assert isinstance(attachment, Direct)
+    while attachment.link.read_word(ASLEEP) != 1:
         assert time.monotonic() < deadline, "the drive never slept"
     wakes = drive.queue.counters["wakes"]
     space.read(0, 1)

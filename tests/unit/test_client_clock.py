@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from emucsd.buffers import SharedMemory
-from emucsd.clock import RealClock, VirtualClock
+from emucsd.clock import RealClock
 from emucsd.errors import DriveTimeout, InvalidArgument
 from emucsd.link import Link
 from emucsd.outcome import Columns
 from emucsd.passthrough import entry
 from emucsd.queue import Queue
 from emucsd.vfio import VfioUser
+from emucsd.virtual import VirtualClock
 from emucsd_wire.nvme import Io
 from tests.unit.client_peer import Peer
 

@@ -193,6 +193,11 @@ class Ring:
         """Commands that can be added now."""
         return self.entries - self._queued - self.outstanding
 
+    @property
+    def unsent(self) -> int:
+        """Commands that were added and not yet submitted."""
+        return self._queued
+
     # -- out
 
     def passthrough(
