@@ -21,6 +21,7 @@ from emucsd.isp.protocol import PORT
 from emucsd_agent.cgroup import Group, Unavailable
 from emucsd_agent.errors import AgentError, SetupFailed
 from emucsd_agent.governor import Engine, Governor
+from emucsd_agent.hold import Hold
 from emucsd_agent.job import Machinery
 from emucsd_agent.jobs import Jobs
 from emucsd_agent.report import memory, report
@@ -36,7 +37,8 @@ class Settings(NamedTuple):
     """The command line."""
 
     drive: str | None
-    listen: tuple[str, int] | None
+    listen: list[str]
+    tunnel: bool
     token: str
     work: Path
     engine: Engine
@@ -52,7 +54,14 @@ def parse(arguments: Sequence[str]) -> Settings:
     add(
         "--drive", metavar="WHERE", help="/dev/nvme0 of this machine, or a drive's runtime folder: port 1 of that drive"
     )
-    add("--listen", metavar="ADDRESS:PORT", help=f"serve here; default: port {PORT} of the tunnel's address")
+    add(
+        "--listen",
+        metavar="WHERE",
+        action="append",
+        default=[],
+        help=f"ADDRESS:PORT or unix:PATH to serve on besides port {PORT} of the tunnel's address; may be repeated",
+    )
+    add("--no-tunnel", action="store_true", help="attach to the drive, and leave its tunnel alone")
     add("--token-file", metavar="FILE", help="what clients must say; without it whoever reaches the agent may use it")
     add("--work", metavar="DIR", type=Path, default=WORK, help=f"folder for jobs (default: {WORK})")
     add("--cores", metavar="N", type=int, default=cpus, help="cores that the engine has (default: this machine's)")
@@ -67,7 +76,7 @@ def parse(arguments: Sequence[str]) -> Settings:
     add("--ready-fd", metavar="FD", type=int, help="descriptor for one JSON line, once it serves or has failed to")
     add("--lifeline-fd", metavar="FD", type=int, help="descriptor whose end of file stops the agent")
     given = parser.parse_args(arguments)
-    if given.drive is None and given.listen is None:
+    if not given.listen and (given.drive is None or given.no_tunnel):
         raise SetupFailed("give --drive, whose tunnel to join, or --listen ADDRESS:PORT")
     if given.cores < 1 or given.memory < 1 << 20 or not 0 < given.cpu_share <= 1:
         raise SetupFailed(
@@ -75,17 +84,37 @@ def parse(arguments: Sequence[str]) -> Settings:
             "more than 0, at most 1 of a core"
         )
     engine = Engine(given.cores, given.memory, given.cpu_share)
-    listen = None if given.listen is None else _address(given.listen)
     return Settings(
-        given.drive, listen, _token(given.token_file), given.work, engine, given.ready_fd, given.lifeline_fd
+        given.drive,
+        given.listen,
+        not given.no_tunnel,
+        _token(given.token_file),
+        given.work,
+        engine,
+        given.ready_fd,
+        given.lifeline_fd,
     )
 
 
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise SetupFailed(f"--listen {text}: must be ADDRESS:PORT, as in 127.0.0.1:{PORT}")
-    return host, int(port)
+def listener(where: str) -> socket.socket:
+    """Listen on ``ADDRESS:PORT`` or ``unix:PATH``. :raises SetupFailed: it can't be"""
+    host, _, port = where.rpartition(":")
+    if not host or (host != "unix" and (not port.isdecimal() or int(port) > 65535)):
+        raise SetupFailed(f"{where}: must be ADDRESS:PORT, as in 127.0.0.1:{PORT}, or unix:PATH")
+    made = socket.socket(socket.AF_UNIX if host == "unix" else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        if host == "unix":
+            Path(port).unlink(missing_ok=True)
+            made.bind(port)
+        else:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # the tunnel may come and go under it
+            made.bind((host, int(port)))
+        made.listen(32)
+    except OSError as problem:
+        made.close()
+        raise SetupFailed(f"{where}: {problem.strerror or problem}; does another agent serve there?") from problem
+    return made
 
 
 def _token(path: str | None) -> str:
@@ -121,25 +150,23 @@ class Agent:
         environment["PYTHONUNBUFFERED"] = "1"  # a job's log is there as it is printed
         self.machinery = Machinery(self.spawner, self.governor, group, environment, cpus[: settings.engine.cores])
         self.jobs = Jobs(settings.work, self.machinery)
+        self._hold = None
+        if settings.drive is not None:
+            self._hold = Hold(settings.drive, settings.work, environment)
 
     def more(self) -> dict[str, Any]:
         """What a report says beyond the machine."""
-        return {}
+        return {} if self._hold is None else {"drive": self._hold.describe()}
 
-    def serve(self, address: tuple[str, int]) -> tuple[str, int]:
-        """Listen there, in a thread. :returns: where exactly :raises SetupFailed: the address can't be had"""
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # the tunnel may come and go under it
-        try:
-            listener.bind(address)
-            listener.listen(32)
-        except OSError as problem:
-            raise SetupFailed(f"{address[0]}:{address[1]}: {problem.strerror}; does another agent serve?") from problem
-        server = Server(listener, self.jobs, self.settings.token, lambda: report(self.jobs, self.governor, self.more()))
+    def serve(self, where: str) -> str:
+        """Listen there, in a thread. :returns: where exactly :raises SetupFailed: it can't be"""
+        made = listener(where)
+        server = Server(made, self.jobs, self.settings.token, lambda: report(self.jobs, self.governor, self.more()))
         threading.Thread(target=server.serve, name="server", daemon=True).start()
-        host, port = listener.getsockname()
-        return host, port
+        if made.family == socket.AF_UNIX:
+            return where
+        host, port = made.getsockname()
+        return f"{host}:{port}"
 
     def wait(self) -> int:
         """Until a signal, the owner's death, or the spawner's. :returns: the exit code"""
@@ -155,8 +182,10 @@ class Agent:
         return 0
 
     def close(self) -> None:
-        """End the jobs and take away what they left."""
+        """End the jobs and take away what they left; let the drive go."""
         self.jobs.close()
+        if self._hold is not None:
+            self._hold.close()
         self.spawner.close()
 
 
@@ -197,10 +226,10 @@ def main(arguments: Sequence[str]) -> int:
         settings = parse(arguments)
         ready_fd = settings.ready_fd
         agent = Agent(settings)
-        if settings.listen is not None:
-            where = agent.serve(settings.listen)
-            _tell(ready_fd, {"ok": True, "address": where[0], "port": where[1], "pid": os.getpid()})
-            log(f"serving jobs on {where[0]}:{where[1]}")
+        where = [agent.serve(one) for one in settings.listen]
+        _tell(ready_fd, {"ok": True, "listen": where, "pid": os.getpid()})
+        if where:
+            log(f"serving jobs on {', '.join(where)}")
         status = agent.wait()
         agent.close()
     except AgentError as problem:

@@ -18,15 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emucsd.isp.client import Isp
+    from emucsd.isp.disk import Disk
     from emucsd.isp.job import Job, Result
+    from emucsd.isp.local import LocalEngine
     from emucsd.isp.protocol import Limits
 
-__all__ = ["Isp", "Job", "Limits", "Result"]
+__all__ = ["Disk", "Isp", "Job", "Limits", "LocalEngine", "Result"]
 
 _HOMES = {
+    "Disk": "disk",
     "Isp": "client",
     "Job": "job",
     "Limits": "protocol",
+    "LocalEngine": "local",
     "Result": "job",
 }
 

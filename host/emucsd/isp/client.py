@@ -12,7 +12,7 @@ from emucsd.isp import protocol
 from emucsd.isp.errors import IspLost, IspUnreachable
 from emucsd.isp.job import Job, answered
 from emucsd.isp.protocol import PORT, Header, InputFile, Limits, RunRequest, Stream, Violation
-from emucsd.isp.reach import Dial, Note, direct, noted, through_proxy
+from emucsd.isp.reach import Dial, Note, direct, local_socket, noted, through_proxy
 
 ANSWER_SECONDS = 30.0
 
@@ -33,7 +33,8 @@ class Isp:
     :param address: the agent's address on the tunnel's network
     :param token: what the agent wants to hear; the testbed has it
     :param proxy: Unix socket of the tunnel's host end, where this process is not on that network itself
-    :param dial: opens a connection in any other way (an SSH channel); address and proxy are not looked at then
+    :param socket: Unix socket of an agent on this machine that joins no tunnel
+    :param dial: opens a connection in any other way (an SSH channel); the others are not looked at then
     """
 
     def __init__(
@@ -43,14 +44,18 @@ class Isp:
         port: int = PORT,
         token: str = "",
         proxy: Path | None = None,
+        socket: Path | None = None,
         dial: Dial | None = None,
         timeout: float = ANSWER_SECONDS,
     ) -> None:
-        self.address, self.port, self.proxy, self.timeout = address, port, proxy, timeout
+        self.address, self.port, self.timeout = address, port, timeout
+        self.proxy, self.socket = proxy, socket
         self._token = token
         self._dial: Dial = dial or self._usual
 
     def _usual(self) -> Stream:
+        if self.socket is not None:
+            return local_socket(self.socket)
         if self.proxy is not None:
             return through_proxy(self.proxy, self.address, self.port)
         return direct(self.address, self.port)
@@ -63,8 +68,8 @@ class Isp:
     @classmethod
     def at(cls, note: Note) -> Isp:
         """The engine that a note leads to."""
-        proxy = Path(note.proxy) if note.proxy else None
-        return cls(note.address, port=note.port, token=note.token, proxy=proxy)
+        proxy, socket = (Path(path) if path else None for path in (note.proxy, note.socket))
+        return cls(note.address, port=note.port, token=note.token, proxy=proxy, socket=socket)
 
     def __enter__(self) -> Self:
         return self
@@ -73,7 +78,7 @@ class Isp:
         """Nothing is held open."""
 
     def __repr__(self) -> str:
-        return f"<Isp {self.address}:{self.port}>"
+        return f"<Isp {self.socket or f'{self.address}:{self.port}'}>"
 
     # -- small requests ----------------------------------------------------------------------------------------------
 

@@ -67,16 +67,30 @@ def through_proxy(proxy: Path, address: str, port: int = PORT, seconds: float = 
     return link
 
 
+def local_socket(path: Path, seconds: float = CONNECT_SECONDS) -> Stream:
+    """An agent's own Unix socket, on this machine. :raises IspUnreachable: nobody listens"""
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        link.settimeout(seconds)
+        link.connect(os.fspath(path))
+    except OSError as problem:
+        link.close()
+        raise IspUnreachable(f"{path}: {problem.strerror or problem}; is the ISP engine up?") from problem
+    return link
+
+
 class Note(NamedTuple):
     """How an engine is reached, as it is written down beside its drive; the file is its owner's alone.
 
     :ivar proxy: Unix socket of the tunnel's host end, "" where the network itself is at hand
+    :ivar socket: Unix socket of an agent that joins no tunnel, "" for all others
     """
 
     address: str
     port: int = PORT
     token: str = ""
     proxy: str = ""
+    socket: str = ""
 
     def write(self, folder: Path) -> None:
         """Leave it in a drive's runtime folder, whole or not at all."""

@@ -1,0 +1,242 @@
+"""The drive's namespaces as NBD exports on a Unix socket: how jobs of the ``local`` engine read the flash.
+
+Port 1 has one client, and that is the agent; jobs ask it. Each connection has a thread, and so a queue of the drive's
+as long as there are any. In the drive's own machine none of this runs: the kernel's /dev/nvme0n1 is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from emucsd.isp import nbd
+from emucsd.isp.protocol import Ended
+from emucsd_agent.errors import SetupFailed
+from emucsd_agent.server import log
+
+CONNECTIONS = 32
+FLAGS = (
+    nbd.HAS_FLAGS | nbd.SEND_FLUSH | nbd.SEND_FUA | nbd.SEND_TRIM | nbd.SEND_WRITE_ZEROES | nbd.CAN_MULTI_CONN
+)  # one drive behind all connections, and its flush covers what any of them wrote
+
+
+class _Refused(Exception):
+    """A request that fails with this errno; the connection goes on."""
+
+    def __init__(self, errno: int) -> None:
+        super().__init__(os.strerror(errno))
+        self.errno = errno
+
+
+class DiskServer:
+    """Serves until closed.
+
+    :param drive: the drive's port 1, as ``emucsd.Drive``
+    :param path: of the socket
+    :raises SetupFailed: the socket can't be made
+    """
+
+    def __init__(self, drive: Any, path: Path) -> None:
+        self.drive, self.path = drive, path
+        self._room = threading.Semaphore(CONNECTIONS)
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            self._listener.bind(os.fspath(path))
+            self._listener.listen(16)
+        except OSError as problem:
+            self._listener.close()
+            raise SetupFailed(f"{path}: {problem.strerror or problem}; give a shorter --work folder") from problem
+        threading.Thread(target=self._serve, name="disk", daemon=True).start()
+
+    def uri(self) -> str:
+        """What jobs find in $EMUCSD_DISK: the first namespace."""
+        return f"nbd+unix:///?socket={self.path}"
+
+    def close(self) -> None:
+        """No more connections."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.path.unlink(missing_ok=True)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            if not self._room.acquire(blocking=False):
+                connection.close()
+                continue
+            threading.Thread(target=self._client, args=(connection,), name="disk client", daemon=True).start()
+
+    def _client(self, connection: socket.socket) -> None:
+        try:
+            with connection:
+                space = self._negotiate(connection)
+                if space is not None:
+                    Export(self.drive, space, connection).serve()
+        except (Ended, OSError):
+            pass
+        except Exception as problem:  # ours, or the drive is gone: this connection ends, the agent goes on
+            log(f"disk: {type(problem).__name__}: {problem}")
+        finally:
+            self._room.release()
+
+    # -- the handshake -----------------------------------------------------------------------------------------------
+
+    def _negotiate(self, connection: socket.socket) -> Any | None:
+        """Until an export is chosen. :returns: its namespace, None when the client leaves"""
+        connection.sendall(nbd.INIT + nbd.OPTION_MAGIC + struct.pack(">H", nbd.FIXED_NEWSTYLE | nbd.NO_ZEROES))
+        flags = int.from_bytes(exactly(connection, 4), "big")
+        while True:
+            magic, option, size = nbd.OPTION.unpack(exactly(connection, nbd.OPTION.size))
+            if magic != nbd.OPTION_MAGIC or size > nbd.MOST_OPTION_BYTES:
+                return None
+            data = bytes(exactly(connection, size))
+            if option == nbd.OPT_EXPORT_NAME:
+                space = self._find(data)
+                if space is not None:
+                    connection.sendall(nbd.EXPORT_REPLY.pack(space.size, FLAGS))
+                    connection.sendall(b"" if flags & nbd.NO_ZEROES else bytes(124))
+                return space
+            if option == nbd.OPT_ABORT:
+                _reply(connection, option, nbd.REP_ACK)
+                return None
+            if option == nbd.OPT_LIST:
+                for space in self.drive.namespaces:
+                    name = str(space.nsid).encode()
+                    _reply(connection, option, nbd.REP_SERVER, struct.pack(">I", len(name)) + name)
+                _reply(connection, option, nbd.REP_ACK)
+            elif option in (nbd.OPT_INFO, nbd.OPT_GO):
+                space = self._describe(connection, option, data)
+                if space is not None and option == nbd.OPT_GO:
+                    return space
+            else:
+                _reply(connection, option, nbd.REP_ERR_UNSUP, b"no such option here")
+
+    def _describe(self, connection: socket.socket, option: int, data: bytes) -> Any | None:
+        length = int.from_bytes(data[:4], "big")
+        if len(data) < 6 or length > len(data) - 6:
+            _reply(connection, option, nbd.REP_ERR_INVALID, b"a name that is longer than the option")
+            return None
+        space = self._find(data[4 : 4 + length])
+        if space is None:
+            _reply(connection, option, nbd.REP_ERR_UNKNOWN, b"port 1 has no such namespace")
+            return None
+        _reply(connection, option, nbd.REP_INFO, nbd.INFO_EXPORT_REPLY.pack(nbd.INFO_EXPORT, space.size, FLAGS))
+        sizes = (space.lba_bytes, max(space.lba_bytes, 4096), nbd.MOST_BYTES)
+        _reply(connection, option, nbd.REP_INFO, nbd.INFO_BLOCK_REPLY.pack(nbd.INFO_BLOCK_SIZE, *sizes))
+        _reply(connection, option, nbd.REP_ACK)
+        return space
+
+    def _find(self, name: bytes) -> Any | None:
+        spaces = self.drive.namespaces
+        if not name:
+            return spaces[0] if spaces else None
+        return next((space for space in spaces if str(space.nsid).encode() == name), None)
+
+
+class Export:
+    """A connection that has chosen its namespace: requests in turn."""
+
+    def __init__(self, drive: Any, space: Any, connection: socket.socket) -> None:
+        self._drive, self._space, self._connection = drive, space, connection
+        self._does: dict[int, Callable[[int, int, int], None]] = {
+            nbd.CMD_WRITE: self._write,
+            nbd.CMD_FLUSH: lambda flags, offset, size: self._space.flush(),
+            nbd.CMD_TRIM: lambda flags, offset, size: self._trim(offset, size),
+            nbd.CMD_WRITE_ZEROES: lambda flags, offset, size: self._zero(offset, size),
+        }
+
+    def serve(self) -> None:
+        """Until the client is done. :raises Ended, OSError: it is gone"""
+        while True:
+            header = exactly(self._connection, nbd.REQUEST.size)
+            magic, flags, command, cookie, offset, size = nbd.REQUEST.unpack(header)
+            if magic != nbd.REQUEST_MAGIC or command == nbd.CMD_DISC:
+                return
+            if size > nbd.MOST_BYTES and command in (nbd.CMD_READ, nbd.CMD_WRITE):
+                return  # its data would have to be read to be refused: the protocol lets the server hang up
+            if command == nbd.CMD_READ:
+                self._read(cookie, offset, size)
+            else:
+                self._answer(cookie, self._try(command, flags, offset, size))
+
+    def _answer(self, cookie: int, error: int) -> None:
+        self._connection.sendall(nbd.REPLY.pack(nbd.REPLY_MAGIC, error, cookie))
+
+    def _try(self, command: int, flags: int, offset: int, size: int) -> int:
+        """:returns: the errno that the client is told"""
+        from emucsd.errors import CapacityExceeded, InvalidArgument, NvmeError, WriteProtected
+
+        try:
+            if command not in self._does:
+                raise _Refused(nbd.EINVAL)
+            self._does[command](flags, offset, size)
+        except _Refused as problem:
+            return problem.errno
+        except CapacityExceeded:
+            return nbd.ENOSPC
+        except WriteProtected:
+            return nbd.EPERM
+        except InvalidArgument:
+            return nbd.EINVAL
+        except NvmeError as problem:
+            log(f"disk: {problem}")
+            return nbd.EIO
+        return 0
+
+    def _blocks(self, offset: int, size: int) -> tuple[int, int]:
+        """(LBA, blocks). :raises _Refused: unaligned, or beyond the end"""
+        unit = self._space.lba_bytes
+        if offset % unit or size % unit or not size:
+            raise _Refused(nbd.EINVAL)
+        if offset + size > self._space.size:
+            raise _Refused(nbd.ENOSPC)
+        return offset // unit, size // unit
+
+    def _read(self, cookie: int, offset: int, size: int) -> None:
+        from emucsd.errors import NvmeError
+
+        try:
+            data = self._space.read(*self._blocks(offset, size))
+        except (_Refused, NvmeError) as problem:
+            self._answer(cookie, problem.errno if isinstance(problem, _Refused) else nbd.EIO)
+            return
+        self._connection.sendall(nbd.REPLY.pack(nbd.REPLY_MAGIC, 0, cookie))
+        self._connection.sendall(memoryview(data))
+
+    def _write(self, flags: int, offset: int, size: int) -> None:
+        data = exactly(self._connection, size)  # taken off the line before anything is refused
+        lba, _ = self._blocks(offset, size)
+        self._space.write(lba, data, fua=bool(flags & nbd.CMD_FLAG_FUA))
+
+    def _trim(self, offset: int, size: int) -> None:
+        self._space.deallocate(*self._blocks(offset, size))
+
+    def _zero(self, offset: int, size: int) -> None:
+        self._space.write_zeroes(*self._blocks(offset, size))
+
+
+def exactly(connection: socket.socket, count: int) -> memoryview:
+    """``count`` bytes. :raises Ended: the client has left"""
+    data = memoryview(bytearray(count))
+    at = 0
+    while at < count:
+        got = connection.recv_into(data[at:])
+        if not got:
+            raise Ended(within=at > 0)
+        at += got
+    return data
+
+
+def _reply(connection: socket.socket, option: int, kind: int, data: bytes = b"") -> None:
+    connection.sendall(nbd.OPTION_REPLY.pack(nbd.OPTION_REPLY_MAGIC, option, kind, len(data)) + data)
