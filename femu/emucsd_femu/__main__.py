@@ -24,7 +24,18 @@ def _testbed(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": _serve, "qemu": _qemu, "testbed": _testbed}
+def _femu(arguments: Sequence[str]) -> int:
+    from emucsd_femu.femu_build import main
+
+    return main(arguments)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "serve": _serve,
+    "qemu": _qemu,
+    "testbed": _testbed,
+    "femu": _femu,
+}
 
 
 def main(arguments: Sequence[str]) -> int:
