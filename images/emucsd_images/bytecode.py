@@ -35,7 +35,7 @@ def compiled(sources: Sequence[Path], below: Path, at: str, tools: Tools) -> dic
             words = ("-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", str(below), "-p", at)
             for done in [
                 pool.submit(
-                    _run, tools, [*words], [str(path) for path in sources[part::processes]], Path(scratch), part
+                    _run, tools, [*words], [str(path) for path in sorted(sources)[part::processes]], Path(scratch), part
                 )
                 for part in range(processes)
             ]:
@@ -70,4 +70,5 @@ def cached(sources: Sequence[Path], below: Path, at: str, tools: Tools) -> dict[
 def _run(tools: Tools, words: list[str], sources: list[str], scratch: Path, part: int) -> None:
     listed = scratch / f"sources.{part}"
     listed.write_text("\n".join(sources))
-    tools.python(*words, "-i", str(listed), environment={"PYTHONPYCACHEPREFIX": str(scratch)})
+    # a fixed seed, so that the same sources make the same bytes
+    tools.python(*words, "-i", str(listed), environment={"PYTHONPYCACHEPREFIX": str(scratch), "PYTHONHASHSEED": "0"})

@@ -30,12 +30,12 @@ class Initramfs:
         self._parents(path)
         self._entry(path, stat.S_IFLNK | 0o777, target.encode())
 
-    def folder(self, path: str) -> None:
-        """An empty folder, once."""
+    def folder(self, path: str, mode: int = 0o755) -> None:
+        """An empty folder, once: the first mode counts."""
         if path not in self._folders:
             self._parents(path)
             self._folders.add(path)
-            self._entry(path, stat.S_IFDIR | 0o755, b"")
+            self._entry(path, stat.S_IFDIR | mode, b"")
 
     def console(self) -> None:
         """/dev/console: the kernel opens it before init has mounted anything."""

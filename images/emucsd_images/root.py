@@ -16,6 +16,7 @@ from typing import IO, NamedTuple
 
 from emucsd_images.recipe import Recipe, guest_script
 
+_SET_ID = stat.S_ISUID | stat.S_ISGID  # a plain user's unpacking loses them; in the machines everybody is root
 EPOCH = 1_760_000_000  # every file's date: an image is the same whenever it is made
 
 
@@ -41,7 +42,7 @@ class Root:
                 path = os.path.relpath(entry.path, folder)
                 if left_out.match(path):
                     continue
-                mode = entry.stat(follow_symlinks=False).st_mode
+                mode = entry.stat(follow_symlinks=False).st_mode & ~_SET_ID
                 if stat.S_ISLNK(mode):
                     self.entries[path] = Entry(0o777, os.readlink(entry.path))
                 elif stat.S_ISDIR(mode):

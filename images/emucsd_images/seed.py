@@ -20,6 +20,7 @@ from emucsd_images.tools import tools
 
 HOME = "opt/emucsd"  # the machines' PYTHONPATH
 _TOP = "seed"
+_PRIVATE = ("root", "root/.ssh")  # folders whose modes the machine takes over
 _LEFT_OUT = ("__pycache__",)
 _WORD = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -60,6 +61,8 @@ class Seed(NamedTuple):
             digest.update(f"{path}\0{len(content)}\0".encode() + content)
         entries["etc/emucsd/seed"] = f"{digest.hexdigest()}\n".encode()
         archive = Initramfs()
+        for path in _PRIVATE:
+            archive.folder(f"{_TOP}/{path}", 0o700)
         for path, content in sorted(entries.items()):
             archive.file(f"{_TOP}/{path}", content, _mode(path))
         return archive.pack()
