@@ -154,6 +154,7 @@ class Controller:
             except MemoryMapError as problem:
                 self._fail(f"an admin queue has no memory: {problem}")
                 return
+            self.features.apply_coalescing()
             self.subsystem.host_came()
             self.queues.record["enabled"] = 1
         self.registers.csts = self.registers.csts.replace(rdy=1)

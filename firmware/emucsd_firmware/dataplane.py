@@ -49,13 +49,13 @@ from emucsd_firmware.nvme.commands import (
     front_end,
     load,
     respond,
-    retry_held,
     sqe_at,
     take,
 )
 from emucsd_firmware.nvme.dispatch import execute, incoming_bytes, peek_lpn, touched_bytes
+from emucsd_firmware.nvme.interrupts import raise_interrupts
 from emucsd_firmware.nvme.lookups import PARKED, next_answered
-from emucsd_firmware.nvme.queues import QUEUES, PortState, arm, cq_at, interrupt, read_tail, refresh_tail, sq_at
+from emucsd_firmware.nvme.queues import PortState, arm, read_tail, refresh_tail, sq_at
 from emucsd_firmware.nvme.tunnels import expire
 from emucsd_firmware.state import FIRST_FTL_JOB, DriveState, drive_at, port_of
 from emucsd_wire.words import (
@@ -84,6 +84,8 @@ SPINS = 4096  # idle rounds before the first sleep: some 100 us
 YIELD_EVERY = 64
 CLOCK_EVERY = 255  # a drive without delays reads the clock once in so many (+ 1) rounds
 UNKNOWN_HOST_POLL_NS = 500_000  # a host that cannot wake us rings a mapped page: look at it this often
+INTERRUPT_POLL_NS = 50_000  # interrupts wait to be raised: look at them this often
+SPIN_NS = 500_000  # how long to spin where waking takes a trap of an emulated processor and a message
 IDLE_NS = 1_000_000_000
 RETRY_NS = 1_000_000
 WAKE_EARLY_NS = 80_000  # a sleep ends this much before the next event is due
@@ -262,21 +264,6 @@ def _run_token(drive: DriveState, token: int) -> None:
 
 
 @jit_unit
-def raise_interrupts(drive: DriveState) -> None:
-    """One eventfd write for each completion queue that got entries, and another try for what had no room."""
-    for number in range(2):
-        port = port_of(drive, number)
-        if drive.commands.held != 0:
-            for qid in range(QUEUES):
-                if cq_at(port.cqs, qid).held != 0:
-                    retry_held(drive.clock, drive.commands, port, qid)
-        for index in range(port.live_count):
-            cqid = sq_at(port.sqs, port.live_sqs[index]).cqid
-            if cq_at(port.cqs, cqid).raised != 0:
-                interrupt(port, cqid)
-
-
-@jit_unit
 def round_real(drive: DriveState) -> int:
     """One round by the wall clock. :returns: how much there was to do"""
     work = 0
@@ -287,7 +274,7 @@ def round_real(drive: DriveState) -> int:
         if drive.tunnel.wake <= now:
             work += expire(drive)
     work += fetch_all(drive)
-    if work != 0 or drive.commands.held != 0:
+    if work != 0 or drive.commands.held != 0 or drive.waiting != 0:
         raise_interrupts(drive)
     return work
 
@@ -375,6 +362,8 @@ def _patience(drive: DriveState) -> int:
         port = port_of(drive, number)
         if port.enabled != 0 and port.trapped == 0 and clock_word(port, ATTACHED) == 0:
             timeout = UNKNOWN_HOST_POLL_NS
+    if drive.waiting != 0:
+        timeout = min(timeout, INTERRUPT_POLL_NS)
     if drive.clock.mode == REAL:
         when = min(next_due(drive), drive.tunnel.wake)
         if when != NEVER:
@@ -398,11 +387,20 @@ def sleep(drive: DriveState) -> None:
     _set_asleep(drive, 0)
 
 
+@jit_inline
+def _keeps_spinning(drive: DriveState, since: int) -> bool:
+    """Whether a host with shadow doorbells may ring again soon: the one that finds us asleep costs it dearly."""
+    if drive.port0.shadow == 0 and drive.port1.shadow == 0:
+        return False
+    return monotonic() - since < SPIN_NS
+
+
 @jit
 def run(address: int) -> int:
     """The data plane thread's whole life inside compiled code. :returns: CALLED or SYNC"""
     drive = drive_at(address, 0)
     idle = 0
+    since = 0  # when it became idle
     while True:
         if load_i64(drive.control_word, 0) != 0:
             return CALLED
@@ -415,10 +413,13 @@ def run(address: int) -> int:
             continue
         idle += 1
         relax()
-        if idle < SPINS:
-            if idle % YIELD_EVERY == 0:
-                background(drive.ftl, drive.nand, drive.clock.now)
-                yield_core()
+        if idle % YIELD_EVERY != 0:
+            continue
+        if idle == YIELD_EVERY:
+            since = monotonic()
+        if idle < SPINS or _keeps_spinning(drive, since):
+            background(drive.ftl, drive.nand, drive.clock.now)
+            yield_core()
             continue
         if background(drive.ftl, drive.nand, drive.clock.now) != 0 and drive.clock.mode == REAL:
             continue

@@ -29,6 +29,7 @@ class DriveState(State):
     idle_after: I64  # the FTL's own work waits until this time
     rounds: I64
     sleeps: I64
+    waiting: I64  # interrupts that are to be raised a little later
     clock: Clock
     costs: Costs
     commands: Commands

@@ -55,6 +55,13 @@ class TemperatureThreshold(Word):
     thsel = Bits(21, 20)  # 0 over, 1 under
 
 
+class Coalescing(Word):
+    """CDW11 of feature 08h."""
+
+    thr = Bits(7, 0)  # completions, 0-based
+    time = Bits(15, 8)  # in 100 us
+
+
 class Interrupt(Word):
     """CDW11 of feature 09h."""
 

@@ -133,6 +133,7 @@ def create_cq(controller: Controller, request: Request) -> None:
         try:
             vector = how.iv if how.ien else -1
             controller.io_queues.create_cq(dword.qid, request.sqe.prp1, dword.qsize + 1, vector)
+            controller.features.apply_coalescing()
         except MemoryMapError as problem:
             raise Refused(Status.INVALID_FIELD, "prp1") from problem
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from emucsd_firmware.nvme import interrupts
 from emucsd_firmware.nvme.events import CONFIGURABLE
 from emucsd_firmware.nvme.identify import KEEP_ALIVE_UNIT, WARNING_KELVIN
 from emucsd_firmware.nvme.queues import IO_QUEUES, VECTORS
@@ -138,6 +139,11 @@ class Features:
     def supports(self, feature: int) -> bool:
         return feature in KINDS and (feature != Feature.VOLATILE_WRITE_CACHE or self.has_write_cache)
 
+    def apply_coalescing(self) -> None:
+        """Tell the data plane when to raise interrupts. Call it with the data plane out of compiled code."""
+        queues = self._controller.queues
+        interrupts.apply(queues.record, queues.cqs, self.value)
+
     def _current(self, feature: int) -> dict[tuple[int, int], int]:
         return self._subsystem.feature_values if KINDS[feature].scope == _ALL else self._values
 
@@ -232,6 +238,9 @@ def _applied(controller: Controller, feature: int, value: int) -> int:
             controller.subsystem.apply_write_cache()
         case Feature.TEMPERATURE_THRESHOLD:
             controller.check_health()
+        case Feature.INTERRUPT_COALESCING | Feature.INTERRUPT_VECTOR:
+            with controller.drive.plane.paused():
+                controller.features.apply_coalescing()
     return 0
 
 

@@ -53,7 +53,11 @@ class CompletionQueue(State):
     head: I64
     phase: I64
     vector: I64  # -1 when interrupts are off
-    raised: I64  # a completion was posted since the interrupt was last raised
+    raised: I64  # completions that were posted since the interrupt was last raised
+    since: I64  # when the first of them was noticed, 0 for not yet
+    signalled: I64  # when the interrupt was last raised
+    told: I64  # where the host's head was then
+    immediate: I64  # its vector is not coalesced (feature 09h)
     held: I64
     held_last: I64
     iova: I64
@@ -115,6 +119,8 @@ class PortState(State):
     eventidx: I64
     words: I64  # ClockWords
     vectors: I64  # eventfd of each MSI-X vector as int64, -1 for none
+    coalesce_ns: I64  # feature 08h: the most that an interrupt may be delayed; 0 for not at all
+    coalesce_entries: I64  # and the completions that end the delay
     admin_seen: I64  # tail that the control plane has been told of
     admin_fd: I64
     namespaces: I64  # NamespaceState[NAMESPACES + 1], index nsid
@@ -209,7 +215,7 @@ def post(port: PortState, sqid: int, cid: int, status: int, dw0: int, dw1: int) 
     if cq.tail == cq.entries:
         cq.tail = 0
         cq.phase ^= 1
-    cq.raised = 1
+    cq.raised += 1
     port.posted += 1
 
 
