@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -12,7 +12,7 @@ from emucsd.isp import protocol
 from emucsd.isp.errors import IspLost, IspUnreachable
 from emucsd.isp.job import Job, answered
 from emucsd.isp.protocol import PORT, Header, InputFile, Limits, RunRequest, Stream, Violation
-from emucsd.isp.reach import Dial, Note, direct, local_socket, noted, through_proxy
+from emucsd.isp.reach import Dial, Note, direct, local_socket, through_proxy
 
 ANSWER_SECONDS = 30.0
 
@@ -35,6 +35,7 @@ class Isp:
     :param proxy: Unix socket of the tunnel's host end, where this process is not on that network itself
     :param socket: Unix socket of an agent on this machine that joins no tunnel
     :param dial: opens a connection in any other way (an SSH channel); the others are not looked at then
+    :param close: what ``close`` is to do for it
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class Isp:
         proxy: Path | None = None,
         socket: Path | None = None,
         dial: Dial | None = None,
+        close: Callable[[], None] | None = None,
         timeout: float = ANSWER_SECONDS,
     ) -> None:
         self.address, self.port, self.timeout = address, port, timeout
         self.proxy, self.socket = proxy, socket
         self._token = token
         self._dial: Dial = dial or self._usual
+        self._closing = close
 
     def _usual(self) -> Stream:
         if self.socket is not None:
@@ -61,9 +64,15 @@ class Isp:
         return direct(self.address, self.port)
 
     @classmethod
-    def open(cls, name: str | Path) -> Isp:
-        """The engine of a running drive, by its name or runtime folder. :raises IspUnreachable: it has none"""
-        return cls.at(noted(name))
+    def open(cls, name: str | Path, number: int = 0) -> Isp:
+        """The engine of a running drive or testbed, by its name or runtime folder.
+
+        :param number: which drive's, in a testbed
+        :raises IspUnreachable: it has none
+        """
+        from emucsd.isp.testbed import client_of
+
+        return client_of(name, number)
 
     @classmethod
     def at(cls, note: Note) -> Isp:
@@ -75,7 +84,12 @@ class Isp:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is held open."""
+        self.close()
+
+    def close(self) -> None:
+        """Let go of what leads to it; jobs that run are not touched."""
+        if self._closing is not None:
+            self._closing()
 
     def __repr__(self) -> str:
         return f"<Isp {self.socket or f'{self.address}:{self.port}'}>"
