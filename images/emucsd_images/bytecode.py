@@ -1,7 +1,7 @@
 """Python's bytecode, made on the build machine: an emulated processor would take many times as long to make it.
 
-Debian packages carry none. The files are of the unchecked kind: they stay right whatever a source's date is, and save
-the machine a look at every source.
+Debian packages carry none. Theirs is of the unchecked kind: right whatever a source's date is, and it saves the machine
+a look at every source. This project's own is checked against the source, which somebody may edit in the machine.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from emucsd_wire.paths import cache_root
 _TAG = "cpython-313"
 
 
-def compiled(sources: Sequence[Path], below: Path, at: str, tools: Tools) -> dict[str, bytes]:
+def compiled(sources: Sequence[Path], below: Path, at: str, tools: Tools, *, checked: bool = False) -> dict[str, bytes]:
     """Bytecode of some modules.
 
     :param below: the folder that paths are taken relative to
     :param at: where that folder will be in the machine, "/" or "/opt/emucsd": tracebacks say so
+    :param checked: Python compares it with the source when it is loaded
     :returns: path relative to ``below`` (``…/__pycache__/NAME.cpython-313.pyc``) -> content
     """
     with tempfile.TemporaryDirectory(prefix="emucsd-bytecode-") as scratch:
+        kind = "checked-hash" if checked else "unchecked-hash"
         processes = os.cpu_count() or 1
         with ThreadPoolExecutor(processes) as pool:  # compileall's own workers would need an installed Python
-            words = ("-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", str(below), "-p", at)
+            words = ("-m", "compileall", "-q", "--invalidation-mode", kind, "-s", str(below), "-p", at)
             for done in [
                 pool.submit(
                     _run, tools, [*words], [str(path) for path in sorted(sources)[part::processes]], Path(scratch), part
@@ -58,7 +60,7 @@ def cached(sources: Sequence[Path], below: Path, at: str, tools: Tools) -> dict[
         kept.parent.mkdir(parents=True, exist_ok=True)
         draft = kept.with_suffix(f".{os.getpid()}")
         with tarfile.open(draft, "w") as archive:
-            for name, code in compiled(sources, below, at, tools).items():
+            for name, code in compiled(sources, below, at, tools, checked=True).items():
                 info = tarfile.TarInfo(name)
                 info.size = len(code)
                 archive.addfile(info, io.BytesIO(code))
