@@ -98,7 +98,7 @@ def test_every_command_has_help_with_examples(name: str, capsys: pytest.CaptureF
 @pytest.mark.parametrize("name", LEAVES)
 def test_commands_that_act_have_a_dry_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What starts, stops, writes tables or drops them can be asked what it would do."""
-    acts = name in ("demo", "up", "down", "table create", "table drop")
+    acts = name in ("demo", "up", "down", "table create", "table drop", "mount", "umount", "isp run", "isp cancel")
     assert bool(LEAVES[name].plan) is acts
 
 

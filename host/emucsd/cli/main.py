@@ -18,10 +18,10 @@ from emucsd.cli.units import plain
 
 def commands() -> tuple[Command, ...]:
     """Every command, in the order of the help."""
-    from emucsd.cli import bench, demo, doctor, down, io, lookup, profile, status, table, up
+    from emucsd.cli import bench, demo, doctor, down, io, isp, lookup, mount, profile, status, table, up
 
-    modules = (demo, up, down, status, io, table, lookup, bench, profile, doctor)
-    return tuple(module.COMMAND for module in modules)
+    modules = (demo, up, down, status, io, table, lookup, isp, mount, bench, profile, doctor)
+    return (*(module.COMMAND for module in modules), mount.UMOUNT)
 
 
 EPILOG = """\
