@@ -3,7 +3,7 @@
     [testbed]   name, images ("full" or "small")
     [[drive]]   name, profile, size, clock, store, firmware, set = {"nand.read_ns" = 50000}
     [drive.isp] engine ("machine", "local" or "none"), memory
-    [host]      engine ("machine" or "none"), memory, cpus
+    [host]      engine ("machine" or "none"), memory, cpus, qemu ("auto" or "femu"), compare ("none" or "femu")
     [tunnel]    enabled, network, mtu
     [cluster]   ocfs2
 
@@ -30,6 +30,8 @@ DEFAULT_DRIVE = "csd"
 IMAGES = ("full", "small")
 ISP_ENGINES = ("machine", "local", "none")
 HOST_ENGINES = ("machine", "none")
+HOST_QEMUS = ("auto", "femu")
+COMPARISONS = ("none", "femu")
 CLOCKS = ("real", "virtual")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -66,6 +68,8 @@ class Host:
     engine: str = "machine"
     memory: int = 1 << 30  # bytes
     cpus: int = 1
+    qemu: str = "auto"  # "femu": FEMU's binary
+    compare: str = "none"  # "femu": FEMU's own SSD of the first drive's profile is there as well
 
 
 @dataclass(frozen=True)
@@ -275,8 +279,12 @@ def _host(section: _Section) -> Host:
         section.take("engine", _among(*HOST_ENGINES), "machine"),
         section.take("memory", _memory, Host.memory),
         section.take("cpus", _between(1, 64), Host.cpus),
+        section.take("qemu", _among(*HOST_QEMUS), Host.qemu),
+        section.take("compare", _among(*COMPARISONS), Host.compare),
     )
-    section.end("engine", "memory", "cpus")
+    section.end("engine", "memory", "cpus", "qemu", "compare")
+    if found.compare == "femu" and found.qemu != "femu":
+        raise DescriptionError('host.compare = "femu": only FEMU\'s binary has its SSD; say qemu = "femu" as well')
     return found
 
 

@@ -14,12 +14,17 @@ import math
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from emucsd_femu.description import DriveOf
+from emucsd_femu.drives import command
 from emucsd_femu.errors import QemuMissing, SettingsError
 from emucsd_femu.qemu_root import OLDEST_CHOSEN, Qemu, probe
-from emucsd_firmware.profile import Profile
+from emucsd_femu.settings import parse
+from emucsd_firmware.errors import ProfileError
+from emucsd_firmware.profile import Profile, load
 from emucsd_wire.paths import cache_root
 
 REPOSITORY = "https://github.com/MoatLab/FEMU.git"
@@ -98,6 +103,21 @@ def device(profile: Profile, *, slot: int = SLOT, memory: int | None = None) -> 
             f"spare are more than the {free >> 20} MiB that are free; give the drive a smaller size"
         )
     return ["-device", json.dumps({"driver": "femu", "id": "femu", "addr": f"{slot:x}", **knobs})]
+
+
+def beside(drive: DriveOf, progress: Callable[[str], None]) -> list[str]:
+    """The words for FEMU's SSD beside a testbed's drive, of that drive's profile; what it lacks is told.
+
+    :raises SettingsError: the profile is wrong, or see ``device``
+    """
+    settings = parse(command(drive)[4:])  # as the drive's own process takes it
+    size = {} if settings.size is None else {"capacity_bytes": settings.size}
+    try:
+        profile = load(settings.profile, **size, **settings.overrides)
+    except ProfileError as problem:
+        raise SettingsError(str(problem)) from problem
+    progress(f"FEMU's SSD beside {drive.name}: {'; '.join(translated(profile).notes)}")
+    return device(profile)
 
 
 def translated(profile: Profile) -> Translated:

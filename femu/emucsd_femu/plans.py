@@ -84,15 +84,15 @@ def services(description: Description, number: int | None, *, bind: bool = False
     else:
         count = 1
         words = ["python3", "-m", "emucsd_agent", "--token-file", TOKEN_FILE]
+    told = "echo 1d1d 1f1f >/sys/bus/pci/drivers/nvme/new_id; " if bind else ""
     if not description.tunnel.enabled:
-        return []
+        return [f"{told}exec sleep infinity"] if bind else []
     if number is None and description.tunnel.mtu is not None:
         words += ["--mtu", str(description.tunnel.mtu)]
     folders = [f"/sys/bus/pci/devices/0000:00:{FIRST_DRIVE_SLOT + n:02x}.0/nvme" for n in range(count)]
     # drives are probed side by side: which is nvme0 is chance, the slot is not
     ready = " && ".join(f"ls {folder}/nvme* >/dev/null 2>&1" for folder in folders)
     drives = " ".join(f'--drive "/dev/$(ls {folder})"' for folder in folders)
-    told = "echo 1d1d 1f1f >/sys/bus/pci/drivers/nvme/new_id; " if bind else ""
     return [f"{told}until {ready}; do usleep 50000; done; exec {shlex.join(words)} {drives}"]
 
 

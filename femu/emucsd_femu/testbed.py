@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from emucsd_femu import machine, plans, qemu_root
+from emucsd_femu import femu, machine, plans, qemu_root
 from emucsd_femu.accelerator import Accelerator, choose
 from emucsd_femu.description import Description, DriveOf
 from emucsd_femu.drives import DriveChild, await_all
@@ -99,15 +99,17 @@ class Testbed:
             if self.cancelled.is_set():
                 raise TestbedError("stopped while it started")
             found = image(recipe, progress=self.progress)
-            emulator, accelerator = self._emulator(found)
+            emulator, accelerator = self._emulator(found, own=name == HOST and self.description.host.qemu == "femu")
             plan = plans.plan(self.description, name, found, self._key, host_keys[name], self._token, emulator)
+            if name == HOST and self.description.host.compare == "femu":
+                plan = plan._replace(more=femu.beside(self.description.drives[0], self.progress))
             made = LinuxMachine(plan, self.runtime / name, self._disks / f"{name}.qcow2", emulator, accelerator, tool)
             made.prepare()
             self.machines[name] = made
 
-    def _emulator(self, found: Image) -> tuple[Qemu, Accelerator]:
-        """QEMU and accelerator for an image, with the reasons."""
-        emulator = qemu_root.find(found.architecture, progress=self.progress)
+    def _emulator(self, found: Image, *, own: bool) -> tuple[Qemu, Accelerator]:
+        """QEMU and accelerator for an image, with the reasons. ``own``: FEMU's binary."""
+        emulator = femu.find() if own else qemu_root.find(found.architecture, progress=self.progress)
         accelerator = choose(emulator, found.architecture, found.kernel)
         self.reasons[found.architecture] = f"{emulator}; {accelerator}"
         return emulator, accelerator

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from emucsd_femu import femu, femu_build
-from emucsd_femu.errors import QemuMissing, SettingsError
+from emucsd_femu import description, femu, femu_build, plans
+from emucsd_femu.errors import DescriptionError, QemuMissing, SettingsError
 from emucsd_firmware.profile import load
 
 SIZE = 4 << 30
@@ -101,6 +101,31 @@ def test_femus_limits_are_errors() -> None:
     words = femu.device(profile, memory=SIZE + (1 << 30))
     assert words[0] == "-device"
     assert json.loads(words[1])["driver"] == "femu"
+
+
+def test_a_testbed_asks_for_femu() -> None:
+    """In the file's [host]: its binary, and with it its SSD, of the first drive's profile and size."""
+    drive = {"name": "csd", "profile": "femu", "size": "2GiB", "set": {"nand.read_ns": 50000}}
+    found = description.parse({"host": {"qemu": "femu", "compare": "femu"}, "drive": [drive]})
+    assert (found.host.qemu, found.host.compare) == ("femu", "femu")
+    told: list[str] = []
+    knobs = json.loads(femu.beside(found.drives[0], told.append)[1])
+    assert (knobs["devsz_mb"], knobs["pg_rd_lat"]) == (2048, 50000)
+    assert "nothing outlives QEMU" in told[0]
+    assert description.parse({}).host.qemu == "auto"
+    with pytest.raises(DescriptionError, match='say qemu = "femu" as well'):
+        description.parse({"host": {"compare": "femu"}})
+    with pytest.raises(SettingsError, match=r"nand\.no_such"):
+        femu.beside(description.DriveOf("csd", set=(("nand.no_such", "1"),)), told.append)
+
+
+def test_guests_of_femus_binary_are_told_the_ids() -> None:
+    """Also where there is no tunnel to wait for; guests of another QEMU are not."""
+    for tunnel in (True, False):
+        found = description.parse({"tunnel": {"enabled": tunnel}})
+        (service,) = plans.services(found, None, bind=True)
+        assert service.startswith("echo 1d1d 1f1f >/sys/bus/pci/drivers/nvme/new_id; ")
+    assert not any("new_id" in service for service in plans.services(description.parse({}), None))
 
 
 def test_no_build_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
