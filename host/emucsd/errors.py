@@ -16,6 +16,10 @@
     ├── ControllerFailed            the controller reports a fatal status or did not become ready
     ├── ProtocolError               an answer that breaks vfio-user or NVMe: a bug of the drive
     │   └── RequestRefused          a vfio-user error reply; ``errno`` says which
+    ├── TestbedNotFound             no testbed of that name runs
+    ├── MachineNotFound             a testbed has no machine of that name
+    ├── MachineUnreachable          a machine does not answer by SSH, or not as the machine that it should be
+    ├── CommandFailed               a command in a machine ended with another code than 0; ``run`` holds what it said
     ├── ControlError                the control API refused a request; ``kind`` names the drive's error
     └── NvmeError                   a command completed with a status other than 0
         ├── InvalidCommand          0/01 opcode, 0/02 field, ...: the command was malformed
@@ -34,6 +38,7 @@ Every text carries the value at fault, its limit where there is one, and the nex
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from emucsd_wire.nvme import DNR, Status
 
@@ -116,6 +121,28 @@ class ControlError(EmucsdError):
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind = kind
+
+
+class TestbedNotFound(EmucsdError):
+    """No supervisor answers for a testbed of that name."""
+
+    __test__ = False  # no test class, whatever pytest takes its name for
+
+
+class MachineNotFound(EmucsdError):
+    """The testbed has machines of other names."""
+
+
+class MachineUnreachable(EmucsdError):
+    """No SSH connection can be had, or the one there was broke."""
+
+
+class CommandFailed(EmucsdError):
+    """A command in a machine failed; ``run`` is its exit code and what it printed."""
+
+    def __init__(self, text: str, run: Any) -> None:
+        super().__init__(text)
+        self.run = run
 
 
 def status_name(status: int) -> str:

@@ -47,12 +47,14 @@ def launch(
     lifeline: int | None = None,
     tell: Callable[[str], None] | None = None,
     timeout: float = START_TIMEOUT,
+    what: str = "drive",
 ) -> subprocess.Popen[bytes]:
-    """Start a drive in a session of its own, and wait until it serves.
+    """Start a drive, or a testbed, in a session of its own, and wait until it serves.
 
     :param runtime: its runtime folder, which exists; what it prints goes to ``output`` there
     :param lifeline: a descriptor whose end of file stops it
-    :param tell: is given the newest line of its log while it starts
+    :param tell: is given what it says of its progress, else the newest line of its log, while it starts
+    :param what: it is, for errors
     :raises StartFailed: it could not start, ended, or was not ready in time; the text says why, and how to try by hand
     """
     ready, theirs = os.pipe()
@@ -71,7 +73,7 @@ def launch(
                 start_new_session=True,  # Ctrl-C is ours to handle
             )
         try:
-            _await_ready(process, ready, runtime, tell, timeout)
+            _await_ready(process, ready, runtime, tell, timeout, what)
         except StartFailed as exc:
             process.kill()
             process.wait()
@@ -84,27 +86,36 @@ def launch(
 
 
 def _await_ready(
-    process: subprocess.Popen[bytes], ready: int, runtime: Path, tell: Callable[[str], None] | None, timeout: float
+    process: subprocess.Popen[bytes],
+    ready: int,
+    runtime: Path,
+    tell: Callable[[str], None] | None,
+    timeout: float,
+    what: str,
 ) -> None:
     """Until it has said, in one JSON line, that it serves. :raises StartFailed: it said why not, or nothing"""
     deadline = time.monotonic() + timeout
     poller = select.poll()
     poller.register(ready, select.POLLIN)
-    line = b""
-    while not line.endswith(b"\n"):
-        if not poller.poll(_GLANCE * 1000):
-            if time.monotonic() > deadline:
-                raise StartFailed(f"the drive was not ready in {timeout:g} s\n{last_words(runtime)}")
-            if tell is not None:
-                tell(last_words(runtime).rpartition("\n")[2])
-            continue
-        if not (part := os.read(ready, 4096)):
-            status = process.wait(5.0)
-            raise StartFailed(f"the drive ended with {status} before it was ready\n{last_words(runtime)}")
-        line += part
-    answer = json.loads(line)
-    if not answer.get("ok"):
-        raise StartFailed(f"the drive did not start: {answer.get('error', {}).get('message')}")
+    received, note = b"", ""
+    while True:
+        while b"\n" in received:
+            line, _, received = received.partition(b"\n")
+            said = json.loads(line)
+            if said.get("ok"):
+                return
+            if "progress" not in said:
+                raise StartFailed(f"the {what} did not start: {said.get('error', {}).get('message')}")
+            note = said["progress"]
+        if tell is not None:
+            tell(note or last_words(runtime).rpartition("\n")[2])
+        if poller.poll(_GLANCE * 1000):
+            if not (part := os.read(ready, 4096)):
+                status = process.wait(5.0)
+                raise StartFailed(f"the {what} ended with {status} before it was ready\n{last_words(runtime)}")
+            received += part
+        elif time.monotonic() > deadline:
+            raise StartFailed(f"the {what} was not ready in {timeout:g} s\n{last_words(runtime)}")
 
 
 def last_words(runtime: Path) -> str:

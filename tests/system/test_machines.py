@@ -1,0 +1,51 @@
+"""Machines of a testbed: reached, given files, rebooted, powered off, suspended; and nothing of them is left behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from emucsd.errors import CommandFailed
+from emucsd.testbed import Testbed
+
+pytestmark = pytest.mark.vm
+
+
+def test_commands_and_files(testbed: Testbed) -> None:
+    """A command's words, code, output and errors arrive as they are; files go there and back byte for byte."""
+    host = testbed.host
+    assert host.run(["printf", "%s|", "a b", "$x", "'"]).out == "a b|$x|'|"
+    done = host.run("echo out; echo err >&2; exit 3")
+    assert (done.status, done.out, done.err) == (3, "out\n", "err\n")
+    assert host.run("cat", data=b"typed").out == "typed"
+    content = bytes(range(256)) * 4099
+    host.put(content, "/root/new/folder/file")
+    assert host.get("/root/new/folder/file") == content
+    with pytest.raises(CommandFailed, match="No such file"):
+        host.get("/root/nothing")
+    with pytest.raises(CommandFailed, match="ended with 7"):
+        host.run("exit 7", check=True)
+
+
+def test_a_reboot_keeps_the_disk_and_a_power_cut_what_was_synced(testbed: Testbed) -> None:
+    """Each boot is another one by its boot id; the root disk and the drive are there again."""
+    host = testbed.host
+    seen = [host.run("cat /proc/sys/kernel/random/boot_id").out]
+    host.run("echo kept >/root/kept && sync", check=True)
+    host.run("dd if=/dev/urandom of=/dev/nvme0n1 bs=1M count=4 oflag=direct 2>/dev/null && sync", check=True)
+    written = host.run("head -c 4M /dev/nvme0n1 | md5sum").out
+    for again in (host.reboot, host.power_cut):
+        assert again()["state"] == "up"
+        seen.append(host.run("cat /proc/sys/kernel/random/boot_id").out)
+        assert host.run("cat /root/kept").out == "kept\n"
+        assert host.run("head -c 4M /dev/nvme0n1 | md5sum").out == written
+    assert len(set(seen)) == 3
+
+
+def test_a_suspended_machine_goes_on(testbed: Testbed) -> None:
+    """Its processors stand still while it is suspended; the same connection works afterwards."""
+    host = testbed.host
+    host.run("true", check=True)
+    assert host.suspend()["state"] == "suspended"
+    assert host.about["state"] == "suspended"
+    assert host.resume()["state"] == "up"
+    assert host.run("echo there").out == "there\n"
