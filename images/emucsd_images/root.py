@@ -79,7 +79,8 @@ class Root:
 
     def archive(self, stream: IO[bytes]) -> None:
         """Write all of it as a tar archive, parents first."""
-        with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        # GNU's format has names as bytes: mke2fs would have to convert the other one's, which takes a locale
+        with tarfile.open(fileobj=stream, mode="w|", format=tarfile.GNU_FORMAT) as archive:
             for path in sorted(self.entries, key=lambda name: name.split("/")):
                 _add(archive, path, self.entries[path])
 

@@ -1,19 +1,23 @@
 #!/bin/sh
 # OCFS2 on a drive's shared namespace, for the machines of one testbed.
 #
-#   emucsd-ocfs2 mkfs DEVICE              make the filesystem (one machine does it, once)
+#   emucsd-ocfs2 mkfs DEVICE [--force]    make the filesystem (one machine does it, once); --force: over another one
 #   emucsd-ocfs2 mount DEVICE FOLDER      join the cluster and mount
-#   emucsd-ocfs2 umount FOLDER            unmount and leave the cluster when it was the last one
+#   emucsd-ocfs2 umount FOLDER            unmount, and leave the cluster when it was the last one
+#   emucsd-ocfs2 keep DEVICE FOLDER       as a service: wait for the network, make the filesystem where the device is
+#                                         blank (node 0 does), mount, stay
 #   emucsd-ocfs2 join | leave             the cluster alone
 #
-# Needs /etc/ocfs2/cluster.conf (the testbed's seed brings it). Times, in the environment, before the cluster is joined:
-#   O2CB_HEARTBEAT_THRESHOLD   iterations of 2 s until a silent node is dead, less one (default here 8: 14 s)
-#   O2CB_IDLE_TIMEOUT_MS       silence on a connection until it is taken for lost (default here 10000)
+# Needs /etc/ocfs2/cluster.conf (the testbed brings it). Times are taken from the environment when the cluster is joined,
+# and must be the same on all machines:
+#   O2CB_HEARTBEAT_THRESHOLD   a node that was silent for (this - 1) * 2 s is dead (16: 30 s)
+#   O2CB_IDLE_TIMEOUT_MS       a connection that was silent for this long is lost (30000)
 set -eu
 PATH=/usr/sbin:/usr/bin
 config=/sys/kernel/config
-threshold=${O2CB_HEARTBEAT_THRESHOLD:-8}
-idle=${O2CB_IDLE_TIMEOUT_MS:-10000}
+conf=/etc/ocfs2/cluster.conf
+threshold=${O2CB_HEARTBEAT_THRESHOLD:-16}
+idle=${O2CB_IDLE_TIMEOUT_MS:-30000}
 slots=8
 
 fail() {
@@ -21,11 +25,23 @@ fail() {
     exit 1
 }
 
+usage() {
+    sed -n '3,10s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+}
+
 cluster() {
-    [ -e /etc/ocfs2/cluster.conf ] || fail "/etc/ocfs2/cluster.conf is not there: this testbed has no cluster"
-    name=$(awk '/^cluster:/ { inside = 1 } /^node:/ { inside = 0 } inside && $1 == "name" { print $3; exit }' \
-        /etc/ocfs2/cluster.conf)
-    [ -n "$name" ] || fail "/etc/ocfs2/cluster.conf names no cluster"
+    [ -e "$conf" ] || fail "$conf is not there: this testbed has no cluster"
+    name=$(awk '/^cluster:/ { inside = 1 } /^node:/ { inside = 0 } inside && $1 == "name" { print $3; exit }' "$conf")
+    [ -n "$name" ] || fail "$conf names no cluster"
+}
+
+own() { # KEY: of this machine's node in cluster.conf
+    awk -v key="$1" -v host="$(hostname)" '
+        function tell() { if (values["name"] == host) print values[key] }
+        /^(node|cluster):/ { tell(); split("", values) }
+        $2 == "=" { values[$1] = $3 }
+        END { tell() }' "$conf"
 }
 
 set_time() { # NAME VALUE: an attribute can't be changed once a node is connected
@@ -51,31 +67,61 @@ join() {
 
 leave() {
     cluster
-    mountpoint -q /dlm && umount /dlm
-    [ -d "$config/cluster/$name" ] || return 0
-    o2cb unregister-cluster "$name"
+    ! mountpoint -q /dlm || umount /dlm
+    [ ! -d "$config/cluster/$name" ] || o2cb unregister-cluster "$name"
 }
 
-case ${1:-} in
-mkfs)
-    [ $# -eq 2 ] || fail "mkfs DEVICE"
+make() { # DEVICE [-F]
     join
-    mkfs.ocfs2 -q -F -N "$slots" --cluster-stack=o2cb "--cluster-name=$name" -L emucsd "$2" </dev/null
-    ;;
-mount)
-    [ $# -eq 3 ] || fail "mount DEVICE FOLDER"
+    # it asks before it overwrites a filesystem
+    answer=n
+    [ -z "${2:-}" ] || answer=y
+    echo "$answer" | mkfs.ocfs2 -q -N "$slots" --cluster-stack=o2cb "--cluster-name=$name" -L emucsd ${2:+"$2"} "$1" ||
+        fail "no filesystem was made on $1; one that is there is only overwritten with --force"
+}
+
+attach() { # DEVICE FOLDER
     join
-    mkdir -p "$3"
-    mount.ocfs2 "$2" "$3"
+    mkdir -p "$2"
+    mount.ocfs2 "$1" "$2"
+}
+
+keep() { # DEVICE FOLDER
+    cluster
+    address=$(own ip_address)
+    number=$(own number)
+    [ -n "$address" ] || fail "$conf has no node $(hostname)"
+    until ip -o address | grep -qF " $address/" && [ -b "$1" ]; do
+        sleep 1
+    done
+    until [ "$(blkid -p -s TYPE -o value "$1")" = ocfs2 ]; do
+        if [ "$number" -eq 0 ] && [ -z "$(blkid -p -o value "$1")" ]; then
+            make "$1"
+        else
+            sleep 2
+        fi
+    done
+    mountpoint -q "$2" || attach "$1" "$2"
+    echo "$1 is mounted on $2"
+    exec sleep infinity
+}
+
+[ $# -gt 0 ] || usage
+action=$1
+shift
+case $action:$# in
+mkfs:1) make "$1" ;;
+mkfs:2)
+    [ "$2" = --force ] || usage
+    make "$1" -F
     ;;
-umount)
-    [ $# -eq 2 ] || fail "umount FOLDER"
-    umount "$2"
+mount:2) attach "$1" "$2" ;;
+umount:1)
+    umount "$1"
     grep -q " ocfs2 " /proc/mounts || leave
     ;;
-join | leave) "$1" ;;
-*)
-    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
-    exit 2
-    ;;
+keep:2) keep "$1" "$2" ;;
+join:0) join ;;
+leave:0) leave ;;
+*) usage ;;
 esac
