@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from emucsd.errors import ControllerFailed, InvalidArgument, NvmeError
 from emucsd.link import Link
@@ -38,6 +39,8 @@ class Controller:
             )
         self.max_entries = min(self.cap.mqes + 1, MAX_ENTRIES)
         self.queues: list[Queue] = []
+        self.granted = 0  # queue pairs that the drive allows
+        self.on_reset: list[Callable[[], None]] = []  # for queue pairs that others have made
         self.admin = self._enable()
 
     # -- registers ---------------------------------------------------------------------------------------------------
@@ -91,6 +94,8 @@ class Controller:
         for queue in self.queues:
             queue.close()
         self.queues.clear()
+        for hook in list(self.on_reset):
+            hook()
 
     def reset(self) -> None:
         """Disable and enable; I/O queues have to be made anew. :raises ControllerFailed: it does not come back"""
@@ -117,12 +122,14 @@ class Controller:
             raise InvalidArgument(f"{count} queue pairs: 1 to {MAX_QUEUES} can be had")
         if not 2 <= entries <= self.max_entries:
             raise InvalidArgument(f"{entries} entries a queue: this controller takes 2 to {self.max_entries}")
-        if count and not self.queues:
-            wanted = Queues.of(nsq=count - 1, ncq=count - 1)
+        if not self.queues:
+            most = min(count + 1, MAX_QUEUES)  # one more, for the tunnel
+            wanted = Queues.of(nsq=most - 1, ncq=most - 1)
             command = entry(Admin.SET_FEATURES, cdw10=Feature.NUMBER_OF_QUEUES, cdw11=wanted)
             granted = Queues(run(self.admin, command, name="Set Features Number of Queues").dw0)
-            if min(granted.nsq, granted.ncq) + 1 < count:
-                raise InvalidArgument(f"{count} queue pairs: the drive grants {min(granted.nsq, granted.ncq) + 1}")
+            self.granted = min(granted.nsq, granted.ncq) + 1
+            if self.granted < count:
+                raise InvalidArgument(f"{count} queue pairs: the drive grants {self.granted}")
         return [self._create_queue(qid, entries) for qid in range(1, count + 1)]
 
     def _create_queue(self, qid: int, entries: int) -> Queue:

@@ -36,6 +36,11 @@ class Link:
         self.clock: Clock = self._attach_clock()
 
     @property
+    def page_view(self) -> memoryview | None:
+        """The doorbell page, where it is mapped."""
+        return memoryview(self._mapping) if self._mapping is not None else None
+
+    @property
     def words(self) -> int:
         """Address of the ClockWords, 0 where they are not mapped."""
         return self.page + CLOCK_WORDS_OFFSET - Register.DOORBELLS if self.page else 0

@@ -291,6 +291,12 @@ class VfioUser:
         request = wire.DMA_UNMAP.pack(wire.DmaUnmap(wire.DMA_UNMAP.size, 0, iova, size))
         self.request(Command.DMA_UNMAP, request)
 
+    def set_vector(self, vector: int, eventfd: int) -> None:
+        """Have an MSI-X vector signal an eventfd, which is non-blocking from then on."""
+        flags = wire.IrqAction.DATA_EVENTFD | wire.IrqAction.TRIGGER
+        request = wire.IRQ_SET.pack(wire.IrqSet(wire.IRQ_SET.size, flags, wire.Irq.MSIX, vector, 1))
+        self.request(Command.DEVICE_SET_IRQS, request, [eventfd])
+
     def reset(self) -> None:
         """Function-level reset of the device."""
         self.request(Command.DEVICE_RESET)

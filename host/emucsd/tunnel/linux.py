@@ -1,0 +1,115 @@
+"""A tunnel port through Linux's nvme driver: io_uring passthrough for frames, ioctl for setup and status."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from emucsd.errors import DriveNotFound, EmucsdError
+from emucsd.linux import ioctl, nodes
+from emucsd.linux.ioctl import address_of
+from emucsd.linux.uring import Ring
+from emucsd.tunnel.port import BUFFER_BYTES, BUFFERS, CLOSED, RECEIVE_MS, SEND_MS, Done, check
+from emucsd_wire.nvme import PAGE, Io
+from emucsd_wire.tunnel import TUNNEL_SETUP, TUNNEL_STATUS, StatusFlag, TunnelAdmin, TunnelSetup, TunnelStatus
+
+_DRIVER_MS = 30_000  # beyond the command's own time: only then Linux aborts it
+_ADMIN_MS = 10_000
+_lost: list[mmap.mmap] = []  # memory of commands that never ended: the drive may still write there
+
+
+class LinuxPort:
+    """The port behind ``node`` (``/dev/nvme0``, ``/dev/nvme0n1`` or ``/dev/ng0n1``).
+
+    :raises DriveNotFound: no such controller, or it has no namespace that commands could go through
+    :raises NotPermitted: vendor commands take CAP_SYS_ADMIN
+    """
+
+    def __init__(self, node: Path, number: int) -> None:
+        self.name, self.number = f"{node} (port {number})", number
+        controller = nodes.controller_of(node)
+        spaces = nodes.namespaces(controller)
+        if not spaces:
+            raise DriveNotFound(f"{node}: Linux has no namespace of it, through which the tunnel's commands have to go")
+        self._nsid = spaces[0].nsid
+        self._mapping = mmap.mmap(-1, BUFFERS * BUFFER_BYTES + PAGE)
+        view = memoryview(self._mapping)
+        self._address = address_of(self._mapping)
+        self.buffers: Sequence[memoryview] = [view[n * BUFFER_BYTES :][:BUFFER_BYTES] for n in range(BUFFERS)]
+        self._data = view[BUFFERS * BUFFER_BYTES :]
+        self._fds: list[int] = []
+        self._ring: Ring | None = None
+        try:
+            self._fds.append(nodes.open_node(Path("/dev") / controller))
+            self._fds.append(nodes.open_node(spaces[0].character))
+            self._ring = Ring(2 * BUFFERS)
+        except BaseException:
+            self.close()
+            raise
+
+    def filenos(self) -> list[int]:
+        """Of the ring's eventfd."""
+        return [self._busy.fileno()]
+
+    @property
+    def _busy(self) -> Ring:
+        if self._ring is None:
+            raise DriveNotFound(f"{self.name} is closed")
+        return self._ring
+
+    def send(self, buffer: int, count: int) -> None:
+        """TUNNEL_SEND."""
+        self._enter(Io.TUNNEL_SEND, buffer, count, SEND_MS)
+
+    def receive(self, buffer: int) -> None:
+        """TUNNEL_RECEIVE."""
+        self._enter(Io.TUNNEL_RECEIVE, buffer, BUFFER_BYTES, RECEIVE_MS)
+
+    def _enter(self, opcode: int, buffer: int, count: int, milliseconds: int) -> None:
+        address = self._address + buffer * BUFFER_BYTES
+        self._busy.passthrough(self._fds[1], opcode, self._nsid, address, count, buffer,
+                               cdw12=count, cdw13=milliseconds, timeout_ms=milliseconds + _DRIVER_MS)  # fmt: skip
+
+    def flush(self) -> None:
+        """Submit."""
+        self._busy.submit()
+
+    def completions(self) -> list[Done]:
+        """What has ended."""
+        return [
+            Done(token, status & 0x7FF if status >= 0 else status, result & 0xFFFF_FFFF, result >> 32 & 0xFFFF_FFFF)
+            for token, status, result in self._busy.completions()
+        ]
+
+    def set_up(self, setup: TunnelSetup) -> None:
+        """TUNNEL_SETUP."""
+        self._data[: TUNNEL_SETUP.size] = TUNNEL_SETUP.pack(setup)
+        self._run(TunnelAdmin.TUNNEL_SETUP, TUNNEL_SETUP.size)
+
+    def status(self, *, join: bool = False) -> TunnelStatus:
+        """TUNNEL_STATUS."""
+        self._run(TunnelAdmin.TUNNEL_STATUS, TUNNEL_STATUS.size, StatusFlag.JOIN if join else 0)
+        return TUNNEL_STATUS.unpack(self._data)
+
+    def _run(self, opcode: TunnelAdmin, count: int, cdw11: int = 0) -> None:
+        address = self._address + BUFFERS * BUFFER_BYTES
+        answer = ioctl.admin(self._fds[0], opcode, 0, address, count, _ADMIN_MS, cdw11=cdw11)
+        check(answer.status, f"{self.name}: {opcode.name}")
+
+    def close(self) -> None:
+        """Leave; commands that wait are ended, else their memory is kept until they end by themselves."""
+        ring, self._ring = self._ring, None
+        if ring is not None:
+            with contextlib.suppress(EmucsdError, OSError):
+                if self.number == 0:
+                    self.set_up(CLOSED)
+                else:
+                    self.status(join=True)
+        if ring is not None and not ring.close(timeout=0.2):
+            _lost.append(self._mapping)
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
