@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 import paramiko
 
 from emucsd.errors import CommandFailed, DriveTimeout, MachineNotFound, MachineUnreachable
+from emucsd.isp.errors import IspUnreachable
+from emucsd.isp.reach import through_proxy
 
 CONNECT_SECONDS = 60.0  # an emulated machine takes a second or two for the handshake, a busy one ten
 _PIECE = 1 << 16
@@ -250,22 +252,12 @@ def connect(record: Mapping[str, Any], name: str, timeout: float = CONNECT_SECON
             stack.pop_all()
             return made
     if proxy := about.get("proxy"):
-        return Ssh(name, through_proxy(Path(proxy), address, port, timeout), about, (), timeout)
+        try:
+            return Ssh(name, through_proxy(Path(proxy), address, port, timeout), about, (), timeout)
+        except IspUnreachable as exc:
+            raise MachineUnreachable(f"{name}: {exc}") from exc
     try:
         link = socket.create_connection((address, port), timeout)
     except OSError as exc:
         raise MachineUnreachable(f"{name} at {address}:{port}: {exc}; is it off? emucsd status says") from exc
     return Ssh(name, link, about, (), timeout)
-
-
-def through_proxy(proxy: Path, address: str, port: int, timeout: float = CONNECT_SECONDS) -> socket.socket:
-    """A TCP connection into the tunnel's network by the host end's proxy. :raises MachineUnreachable: it can't be"""
-    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    link.settimeout(timeout)
-    try:
-        link.connect(str(proxy))
-        link.sendall(f"CONNECT {address}:{port}\n".encode())
-    except OSError as exc:
-        link.close()
-        raise MachineUnreachable(f"{address}:{port} by {proxy}: {exc}; does the tunnel run?") from exc
-    return link

@@ -33,10 +33,6 @@ images = "small"
 name = "csd"
 profile = "null"
 size = "4GiB"
-isp.engine = "none"
-
-[tunnel]
-enabled = false
 """
 Make = Callable[[str], contextlib.AbstractContextManager[Testbed]]
 

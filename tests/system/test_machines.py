@@ -49,3 +49,15 @@ def test_a_suspended_machine_goes_on(testbed: Testbed) -> None:
     assert host.about["state"] == "suspended"
     assert host.resume()["state"] == "up"
     assert host.run("echo there").out == "there\n"
+
+
+def test_the_machine_in_the_drive(testbed: Testbed) -> None:
+    """Four A53 cores behind the tunnel: their disk is the drive's port 1, which reads what the host wrote."""
+    isp = testbed.isp(0)
+    assert isp.run("hostname; uname -m; nproc").out.split() == ["isp0", "aarch64", "4"]
+    assert isp.run("cat", data=b"there and back").out == "there and back"
+    testbed.host.run("dd if=/dev/urandom of=/dev/nvme0n1 bs=1M seek=8 count=1 oflag=direct 2>/dev/null", check=True)
+    read = "dd if=/dev/nvme0n1 bs=1M skip=8 count=1 iflag=direct 2>/dev/null | md5sum"
+    assert isp.run(read).out == testbed.host.run(read).out
+    assert testbed.host.run("ping -c 1 -w 30 isp0").status == 0
+    assert isp.run("ping -c 1 -w 30 host").status == 0
