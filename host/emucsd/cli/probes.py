@@ -162,6 +162,8 @@ Probe = Callable[[], Finding]
 
 def probes(runtime: Path, store: Path, cache: Path) -> list[Probe]:
     """Every probe, in the order in which a newcomer meets what it looks at."""
+    from emucsd.cli.probe_femu import femu
+
     plots = "pip install 'emucsd[plots]'"
     torch = "pip install 'emucsd[torch]'"
     return [
@@ -175,6 +177,7 @@ def probes(runtime: Path, store: Path, cache: Path) -> list[Probe]:
         lambda: folder("store folder", store, "what drives hold", 1 << 30),
         lambda: folder("/dev/shm", Path("/dev/shm"), "memory shared with virtual machines", 512 << 20),
         qemu,
+        femu,
         kvm,
         lambda: program("mmdebstrap", "making a private QEMU and the system tests' guest", "mmdebstrap"),
         lambda: device_node("/dev/fuse", "a drive's namespaces as files (a later version)", "modprobe fuse"),
