@@ -150,9 +150,11 @@ class Agent:
         environment["PYTHONUNBUFFERED"] = "1"  # a job's log is there as it is printed
         self.machinery = Machinery(self.spawner, self.governor, group, environment, cpus[: settings.engine.cores])
         self.jobs = Jobs(settings.work, self.machinery)
+        self._servers: dict[str, Server] = {}
         self._hold = None
         if settings.drive is not None:
-            self._hold = Hold(settings.drive, settings.work, environment)
+            joined = self._joined if settings.tunnel else None
+            self._hold = Hold(settings.drive, settings.work, environment, joined)
 
     def more(self) -> dict[str, Any]:
         """What a report says beyond the machine."""
@@ -162,11 +164,24 @@ class Agent:
         """Listen there, in a thread. :returns: where exactly :raises SetupFailed: it can't be"""
         made = listener(where)
         server = Server(made, self.jobs, self.settings.token, lambda: report(self.jobs, self.governor, self.more()))
+        self._servers[where] = server
         threading.Thread(target=server.serve, name="server", daemon=True).start()
         if made.family == socket.AF_UNIX:
             return where
         host, port = made.getsockname()
         return f"{host}:{port}"
+
+    def _joined(self, address: str) -> None:
+        """The tunnel is open with this address: serve there, and nowhere that the tunnel was before."""
+        where = f"{address}:{PORT}"
+        if where in self._servers:
+            return
+        for old in [old for old in self._servers if old not in self.settings.listen]:
+            self._servers.pop(old).close()
+        try:
+            log(f"serving jobs on {self.serve(where)}")
+        except SetupFailed as problem:
+            log(str(problem))
 
     def wait(self) -> int:
         """Until a signal, the owner's death, or the spawner's. :returns: the exit code"""

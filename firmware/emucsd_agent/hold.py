@@ -1,14 +1,15 @@
-"""The agent's hold on its drive: attached again whenever the drive comes back, and what jobs are told about it.
+"""The agent's hold on its drive: attached again when the drive comes back, the tunnel through it, what jobs are told.
 
 In the drive's own machine the kernel's driver holds port 1 and jobs find a block device. On the ``local`` engine the
-direct client of this process does, and jobs find an NBD socket.
+direct client of this process does, the tunnel has a queue pair of the same controller, and jobs find an NBD socket.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,24 @@ class Hold:
     :param where: /dev/nvmeN, or a drive's runtime folder
     :param work: the agent's folder: the disk's socket lies there
     :param environment: of jobs that start from now on; kept up to date
+    :param joined: is told this engine's address when the tunnel is open; None: no tunnel is wanted
     """
 
-    def __init__(self, where: str, work: Path, environment: MutableMapping[str, str]) -> None:
+    def __init__(
+        self,
+        where: str,
+        work: Path,
+        environment: MutableMapping[str, str],
+        joined: Callable[[str], None] | None,
+    ) -> None:
         self.where = where
         self._work, self._environment = work, environment
+        self._joined = joined
         self._closed = threading.Event()
         self._why = "attaching"
-        self._drive: Any = None
+        self._attachment: Any = None  # of the direct client
+        self._attached_now = False
+        self._tunnel: Any = None
         self._thread = threading.Thread(target=self._run, name="hold", daemon=True)
         self._thread.start()
 
@@ -44,14 +55,53 @@ class Hold:
 
     def describe(self) -> dict[str, Any]:
         """For reports."""
-        return {"where": self.where, "attached": self._drive is not None, "why": self._why}
+        tunnel = None if self._tunnel is None else self._tunnel.status()
+        return {"where": self.where, "attached": self._attached_now, "why": self._why, "tunnel": tunnel}
 
     def close(self) -> None:
-        """Let the drive go."""
+        """Leave the tunnel and let the drive go."""
         self._closed.set()
         self._thread.join(10.0)
 
     def _run(self) -> None:
+        if self._joined is not None:
+            self._join_tunnel(self._joined)
+        try:
+            self._keep_attached()
+        finally:
+            if self._tunnel is not None:
+                self._tunnel.close()
+
+    def _join_tunnel(self, joined: Callable[[str], None]) -> None:
+        """Start the tunnel's end: a thread that attaches, and attaches again, by itself."""
+        from emucsd.tunnel.isp import IspEnd
+
+        def changed() -> None:
+            if end.up:
+                self._environment["EMUCSD_TUNNEL_ADDRESS"] = end.address
+                self._environment["EMUCSD_HOST_ADDRESS"] = end.host_address
+            if end.address:
+                joined(end.address)
+
+        end = self._tunnel = IspEnd(self.where, self._open_port, changed=changed)
+        end.start()
+
+    def _open_port(self) -> Any:
+        """Port 1 for the tunnel. :raises EmucsdError: the drive is not there"""
+        from emucsd.errors import DriveNotFound
+
+        if not self.direct:
+            from emucsd.tunnel.port import open_port
+
+            return open_port(self.where, _PORT)
+        from emucsd.tunnel.beside import beside
+
+        attachment = self._attachment
+        if attachment is None:
+            raise DriveNotFound(f"{self.where}: {self._why}")
+        return beside(attachment, _PORT)
+
+    def _keep_attached(self) -> None:
         tries = 0
         while not self._closed.is_set():
             try:
@@ -69,29 +119,34 @@ class Hold:
         """From attaching until the drive is lost, or this is closed."""
         with contextlib.ExitStack() as stack:
             if self.direct:
-                from emucsd.drive import Drive
-
-                drive = stack.enter_context(Drive.open(Path(self.where), port=_PORT, queues=_QUEUES))
-                disk = DiskServer(drive, self._work / "disk")
-                stack.callback(disk.close)
+                disk = self._open_disk(stack)
                 self._environment["EMUCSD_DISK"] = disk.uri()
+                look = disk.drive.admin.controller  # answered, or ConnectionLost
             else:
-                drive = None
                 self._environment["EMUCSD_DISK"] = _node(self.where)
+                look = partial(_node, self.where)
             self._environment["EMUCSD_DRIVE"] = self.where
-            self._drive, self._why = drive or self.where, ""
+            self._attached_now, self._why = True, ""
             stack.callback(self._lost)
             log(f"{self.where}: attached")
-            self._watch(drive)
+            while not self._closed.wait(1.0):
+                look()
+
+    def _open_disk(self, stack: contextlib.ExitStack) -> DiskServer:
+        """Attach to port 1, and serve its namespaces to jobs."""
+        from emucsd.direct import Direct
+        from emucsd.drive import Drive
+
+        attachment = Direct(Path(self.where), port=_PORT, queues=_QUEUES)
+        stack.callback(attachment.close)
+        drive = stack.enter_context(Drive(attachment, Path(self.where), _PORT))
+        disk = DiskServer(drive, self._work / "disk")
+        stack.callback(disk.close)
+        self._attachment = attachment
+        return disk
 
     def _lost(self) -> None:
-        self._drive = None
-
-    def _watch(self, drive: Any) -> None:
-        """Until closed. :raises EmucsdError: the drive is gone"""
-        while not self._closed.wait(1.0):
-            if drive is not None:
-                drive.admin.controller()  # answered, or ConnectionLost
+        self._attachment, self._attached_now = None, False
 
 
 def _node(controller: str) -> str:

@@ -109,6 +109,18 @@ def _keeper(spec_fd: int, line_fd: int, log: int) -> None:
     with open(spec_fd, "rb") as file:
         spec = json.loads(file.read(_SPEC_LIMIT))
     told, tell = os.pipe()  # close-on-exec: end of file means that the program runs
+    try:
+        result = _raise(spec, log, told, tell, line)
+    finally:
+        _end_all()  # whatever happened: nothing of a job outlives its keeper
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result |= {"cpu_seconds": used.ru_utime + used.ru_stime, "largest_bytes": used.ru_maxrss << 10}
+    with contextlib.suppress(OSError):  # the agent is gone: nobody wants to know
+        _say(line, result)
+
+
+def _raise(spec: Mapping[str, Any], log: int, told: int, tell: int, line: socket.socket) -> dict[str, Any]:
+    """A job from its first process to that one's end. :raises OSError: the agent is gone"""
     main = os.fork()
     if main == 0:
         _run(_become, spec, log, tell)
@@ -117,16 +129,9 @@ def _keeper(spec_fd: int, line_fd: int, log: int) -> None:
     with open(told, "rb") as file:
         problem = file.read().decode(errors="replace")
     if problem:
-        os.waitpid(main, 0)
-        _say(line, {"failed": problem})
-        return
+        return {"failed": problem}
     _say(line, {"keeper": os.getpid()})
-    status = _watch(main, line)
-    _end_all()
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = {"status": status, "cpu_seconds": used.ru_utime + used.ru_stime, "largest_bytes": used.ru_maxrss << 10}
-    with contextlib.suppress(OSError):  # the agent is gone: nobody wants to know
-        _say(line, result)
+    return {"status": _watch(main, line)}
 
 
 def _say(line: socket.socket, content: Mapping[str, Any]) -> None:

@@ -119,12 +119,16 @@ class Job:
 
     def __iter__(self) -> Iterator[str]:
         """Its lines of log, without their ends, as they come."""
-        pending = b""
+        pending: list[bytes] = []  # of a line whose end has not come
         while piece := self.read():
-            *lines, pending = (pending + piece).split(b"\n")
-            yield from (line.decode(errors="replace") for line in lines)
+            *lines, rest = piece.split(b"\n")
+            for line in lines:
+                yield b"".join([*pending, line]).decode(errors="replace")
+                pending.clear()
+            if rest:
+                pending.append(rest)
         if pending:
-            yield pending.decode(errors="replace")
+            yield b"".join(pending).decode(errors="replace")
 
     @property
     def log_tail(self) -> str:
