@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emucsd.drive import Drive
-from emucsd.errors import BufferExhausted, EmucsdError, QueueFull, error_for
+from emucsd.errors import BufferExhausted, EmucsdError, InvalidArgument, QueueFull, error_for
 from emucsd.outcome import Columns
 from emucsd.passthrough import entry
 from emucsd_wire.nvme import SQE, Io, Status
@@ -38,7 +38,6 @@ Sums = NDArray[np.float32]
 IDS = 16384  # of one request, where bags allow it: some hundred us of the drive's work
 GROUP = 32  # requests, at most, that are sent while as many others are read
 GROUP_IDS = 8 * IDS
-_LONGEST = (MAX_PAYLOAD - ids_offset(1, 8192, carry=True)) // 8  # ids that surely fit one request
 _MOST_BAGS = 65536
 
 
@@ -86,29 +85,46 @@ class Part(NamedTuple):
     carry: bool = False  # goes on from the sums of the bag's piece before it
 
 
-def parts(offsets: Ids, dim: int) -> Iterator[Part]:
-    """A query's requests, in order."""
-    most_bags = min(MAX_RESULT // (4 * dim), _MOST_BAGS)
+class Limits(NamedTuple):
+    """Of one request, so that its data and its sums fit a command each."""
+
+    bags: int
+    ids: int  # where there are several bags
+    longest: int  # ids of a bag alone, carry and all
+
+    @classmethod
+    def of(cls, dim: int, most: int) -> Limits:
+        """:param most: bytes that the way to the drive carries in one command"""
+        room = min(most, MAX_PAYLOAD) - ids_offset(1, dim, carry=True)
+        bags = min(min(most, MAX_RESULT) // (4 * dim), room // 8, _MOST_BAGS)
+        if bags < 1 or room < 16:
+            raise InvalidArgument(f"commands of {most} bytes carry no sum of {dim} elements; use narrower rows")
+        return cls(bags, min(IDS, room // 16), room // 8)
+
+
+def parts(offsets: Ids, dim: int, most: int = MAX_RESULT) -> Iterator[Part]:
+    """A query's requests, in order, of commands of ``most`` bytes."""
+    limits = Limits.of(dim, most)
     bag, bags = 0, len(offsets) - 1
     while bag < bags:
         start = int(offsets[bag])
-        end = int(np.searchsorted(offsets, start + IDS, "right")) - 1
-        end = min(max(end, bag + 1), bag + most_bags, bags)
+        end = int(np.searchsorted(offsets, start + limits.ids, "right")) - 1
+        end = min(max(end, bag + 1), bag + limits.bags, bags)
         ids = int(offsets[end]) - start
-        if ids <= _LONGEST:
+        if ids <= limits.longest:
             yield Part(bag, end - bag, start, ids)
         else:
-            for at in range(0, ids, _LONGEST):
-                yield Part(bag, 1, start + at, min(_LONGEST, ids - at), carry=at > 0)
+            for at in range(0, ids, limits.longest):
+                yield Part(bag, 1, start + at, min(limits.longest, ids - at), carry=at > 0)
         bag = end
 
 
-def groups(queries: Sequence[Query]) -> Iterator[list[tuple[Query, Part]]]:
+def groups(queries: Sequence[Query], most: int = MAX_RESULT) -> Iterator[list[tuple[Query, Part]]]:
     """All requests in order, in groups that fit the tags; one with a carry begins a group."""
     group: list[tuple[Query, Part]] = []
     ids = 0
     for query in queries:
-        for part in parts(query.offsets, query.table.dim):
+        for part in parts(query.offsets, query.table.dim, most):
             if group and (len(group) == GROUP or ids + part.ids > GROUP_IDS or part.carry):
                 yield group
                 group, ids = [], 0
@@ -148,7 +164,7 @@ class Lookups:
         sending: list[_Request] = []
         reading: list[_Request] = []
         try:
-            for group in [*groups(queries), []]:
+            for group in [*groups(queries, drive.max_transfer), []]:
                 if group and group[0][1].carry:  # it starts from sums that are not here yet
                     self._round(drive, [], reading)
                     reading = []

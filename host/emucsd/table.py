@@ -3,28 +3,43 @@
     items = Table.create(drive, "items", weights)              # or: Table.open(drive, "items")
     sums = items.lookup([3, 1, 4, 1, 5], [0, 2])               # bags [3, 1] and [4, 1, 5]: FP32[2, dim]
 
-A table is a name of the volume on a namespace: found again after a restart, gone with ``drop``. Rows lie packed, row
-after row, whatever their width; FP32 sums are added in index order, so they equal NumPy's and PyTorch's bit for bit.
+A table is a name of the volume on a namespace: found again after a restart, gone with ``drop``. Or it is a plain file
+of a file system on the drive (docs/linux.md): ``Table.create_file("/mnt/items", weights)``, then
+``Table.from_file("/mnt/items")``. Rows lie packed, row after row, whatever their width; FP32 sums are added in index
+order, so they equal NumPy's and PyTorch's bit for bit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emucsd.drive import Drive
-from emucsd.errors import EmucsdError, InvalidArgument, LookupRefused
+from emucsd.errors import InvalidArgument, LookupRefused
 from emucsd.lookup import OpenTable, Query, lookups_of, result_array
 from emucsd.namespace import Namespace
-from emucsd.volume import Entry, Extent, NameTaken, NameUnknown, Volume, VolumeMissing, check_name
+from emucsd.rows import (
+    PIECE,
+    NotATable,
+    Rows,
+    RowWriter,
+    TableClosed,
+    TableError,
+    TableInfo,
+    TableShapeError,
+    checked_rows,
+    shape_of,
+)
+from emucsd.tablefile import Place, TableFile, create
+from emucsd.volume import Entry, NameTaken, NameUnknown, Volume, VolumeMissing, check_name
 from emucsd_wire.nvme import Status
 from emucsd_wire.vendor import (
-    MAX_DIM,
     TABLE_EXTENT,
     TABLE_HEADER,
     TABLE_STATS,
@@ -37,44 +52,19 @@ from emucsd_wire.vendor import (
     name_hash,
 )
 
-Rows = NDArray[np.float32]
+__all__ = [
+    "NotATable",
+    "Place",
+    "Rows",
+    "Table",
+    "TableClosed",
+    "TableError",
+    "TableInfo",
+    "TableShapeError",
+    "lookup_many",
+]
 
-_PIECE = 4 << 20  # bytes written at a time
 _GRAINS = {"vector": Grain.VECTOR, "page": Grain.PAGE}
-
-
-class TableError(EmucsdError):
-    """A table cannot be made, opened or used as asked."""
-
-
-class TableShapeError(TableError, ValueError):
-    """Rows of another shape or dtype than FP32[rows, dim]. Nothing was written."""
-
-
-class NotATable(TableError):
-    """The volume has the name, but it is no table of this library's."""
-
-
-class TableClosed(TableError):
-    """The table was closed or dropped, or a controller reset closed it."""
-
-
-class TableInfo(NamedTuple):
-    """A table as the volume tells it."""
-
-    name: str
-    rows: int
-    dim: int
-    extents: tuple[Extent, ...]
-
-    @property
-    def row_bytes(self) -> int:
-        return 4 * self.dim
-
-    @property
-    def size(self) -> int:
-        """Bytes of all rows."""
-        return self.rows * self.row_bytes
 
 
 class Table:
@@ -85,8 +75,8 @@ class Table:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, drive: Drive, namespace: Namespace, info: TableInfo) -> None:
-        self.drive, self.namespace, self.info = drive, namespace, info
+    def __init__(self, drive: Drive, namespace: Namespace, info: TableInfo, file: TableFile | None = None) -> None:
+        self.drive, self.namespace, self.info, self._file = drive, namespace, info, file
         self._open: OpenTable | None = OpenTable(namespace.nsid, self._open_on_drive(), info.rows, info.dim)
 
     # -- life
@@ -115,13 +105,13 @@ class Table:
         :raises VolumeFull: no room, with the sizes
         """
         check_name(name)
-        shape = _shape_of(data)
+        shape = shape_of(data)
         namespace = drive.namespace(nsid)
         volume = Volume.open(namespace, create=True)
         if name in volume:
             raise NameTaken(f"{name!r} is in use; drop it first or choose another name")
         info = TableInfo(name, *shape, volume.reserve(4 * math.prod(shape), extent_bytes))
-        writer = _Writer(drive, namespace, info, progress or (lambda _: None))
+        writer = RowWriter(drive, namespace, info, progress or (lambda _: None))
         if isinstance(data, np.ndarray):
             writer.write(data)
         elif chunks is None:
@@ -144,6 +134,65 @@ class Table:
         """
         namespace = drive.namespace(nsid)
         return cls(drive, namespace, _info(Volume.open(namespace)[name]))
+
+    @classmethod
+    def create_file(
+        cls,
+        path: str | Path,
+        data: Rows | tuple[int, int],
+        chunks: Iterable[Rows] | None = None,
+        *,
+        drive: Drive | None = None,
+        place: Place | None = None,
+        verify: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> Table:
+        """Write rows to a new file of a file system on a drive, and open it as a table.
+
+        :param data, chunks, progress: as ``create`` takes them
+        :param drive, place, verify: as ``from_file`` takes them
+        :raises FileRefused: not where a drive can read it by itself; nothing is left behind
+        :raises InvalidArgument: something of that name is there
+        """
+
+        def opened(draft: Path) -> TableFile:
+            return TableFile(draft, shape_of(data)[1], drive=drive, place=place, verify=verify)
+
+        return cls._of_file(create(Path(path), data, chunks, progress, place, opened))
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        dim: int | None = None,
+        *,
+        drive: Drive | None = None,
+        place: Place | None = None,
+        verify: bool = True,
+        renew: bool = False,
+    ) -> Table:
+        """Open a file of FP32 rows, packed, as a table. ``tablefile`` says what may happen to the file meanwhile.
+
+        :param dim: elements of a row; None: as ``create_file`` recorded it
+        :param drive: that the file lies on; None: Linux is asked, and the drive is closed with the table
+        :param place: where on the drive its file system's device begins; None: Linux is asked
+        :param verify: look at the file's extents before and after each lookup
+        :param renew: its places on disk may have changed: take and record it as it is now
+        :raises FileRefused: the drive can't read it by itself; the class says why
+        :raises FileChanged: it was moved on disk since it was recorded
+        :raises TableShapeError: no whole number of rows
+        """
+        return cls._of_file(TableFile(Path(path), dim, drive=drive, place=place, verify=verify, renew=renew))
+
+    @classmethod
+    def _of_file(cls, file: TableFile) -> Table:
+        try:
+            table = cls(file.drive, file.namespace, file.info, file)
+            file.check(sync=False)  # nothing moved while the drive was told
+        except BaseException:
+            file.close()
+            raise
+        return table
 
     @staticmethod
     def list(drive: Drive, *, nsid: int = 1) -> list[TableInfo]:
@@ -172,6 +221,17 @@ class Table:
         handle, self._open = self._open, None
         if handle is not None:
             self.drive.passthrough("admin", VendorAdmin.TABLE_CLOSE, cdw11=handle.handle, check=False)
+        if self._file is not None:
+            self._file.close()
+
+    def verify(self, *, sync: bool = True) -> None:
+        """Look whether a file's bytes are still where the drive reads them. Other tables stay where they are.
+
+        :param sync: have what programs wrote to it written out first
+        :raises FileChanged: they are not
+        """
+        if self._file is not None:
+            self._file.check(sync=sync)
 
     def __enter__(self) -> Self:
         return self
@@ -280,6 +340,8 @@ class Table:
         """Rows as they are stored, read as blocks. :raises InvalidArgument: rows that the table does not have"""
         count = len(self) - first if count is None else count
         start, size = self._span(first, count)
+        if self._file is not None:
+            return self._file.read(start, size).view(np.float32).reshape(count, self.dim)
         data = np.empty(size, np.uint8)
         for at, lba, skip, piece in self._runs(start, size):
             blocks = -(-(skip + piece) // self.namespace.lba_bytes)
@@ -292,9 +354,12 @@ class Table:
         :raises TableShapeError: not FP32[any, dim]
         :raises InvalidArgument: rows that the table does not have
         """
-        rows = _checked_rows(rows, self.dim)
+        rows = checked_rows(rows, self.dim)
         start, size = self._span(first, len(rows))
         data = rows.reshape(-1).view(np.uint8)
+        if self._file is not None:
+            self._file.write(start, data)
+            return
         for at, lba, skip, piece in self._runs(start, size):
             blocks = -(-(skip + piece) // self.namespace.lba_bytes)
             room = blocks * self.namespace.lba_bytes
@@ -319,7 +384,7 @@ class Table:
             at, end = max(start, extent_start), min(start + size, extent_end)
             while at < end:
                 inside = at - extent_start
-                piece = min(end - at, _PIECE)
+                piece = min(end - at, PIECE)
                 yield at - start, slba + inside // lba_bytes, inside % lba_bytes, piece
                 at += piece
             extent_start = extent_end
@@ -347,8 +412,13 @@ def lookup_many(
 def _run(drive: Drive, tables: Sequence[Table], queries: Sequence[Query], grain: str) -> None:
     if grain not in _GRAINS:
         raise InvalidArgument(f"grain {grain!r}: 'vector' or 'page'")
+    watched = [table for table in tables if table._file is not None and table._file.verify]
+    for table in watched:
+        table.verify()
     try:
         lookups_of(drive).run(queries, _GRAINS[grain])
+        for table in watched:
+            table.verify(sync=False)
     except LookupRefused as error:
         if error.status != Status.LOOKUP_NO_TABLE:
             raise
@@ -356,89 +426,6 @@ def _run(drive: Drive, tables: Sequence[Table], queries: Sequence[Query], grain:
         raise TableClosed(
             f"the drive no longer has {names} open (was it reset?); Table.open opens a table again"
         ) from error
-
-
-class _Writer:
-    """Writes a new table's bytes, in order, over its extents."""
-
-    def __init__(self, drive: Drive, namespace: Namespace, info: TableInfo, progress: Callable[[int], None]) -> None:
-        self.namespace, self.info, self.progress = namespace, info, progress
-        self.lbas = self._lbas()
-        self.staged = drive.alloc(min(_PIECE, -(-info.size // namespace.lba_bytes) * namespace.lba_bytes))
-        self.filled = self.done = 0
-        self.rows = 0
-
-    def _lbas(self) -> Iterator[tuple[int, int]]:
-        """Runs of (lba, blocks) that follow each other in the table."""
-        yield from self.info.extents
-
-    def write_all(self, chunks: Iterable[Rows]) -> None:
-        for chunk in chunks:
-            rows = _checked_rows(chunk, self.info.dim)
-            if self.rows + len(rows) > self.info.rows:
-                raise TableShapeError(f"chunks bring more than the {self.info.rows} rows that were announced")
-            self.write(rows)
-
-    def write(self, rows: Rows) -> None:
-        data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
-        self.rows += len(rows)
-        while len(data):
-            take = min(len(data), len(self.staged) - self.filled)
-            self.staged[self.filled : self.filled + take] = data[:take]
-            self.filled += take
-            data = data[take:]
-            if self.filled == len(self.staged):
-                self._flush()
-
-    def finish(self, *, whole: bool) -> None:
-        """:raises TableShapeError: fewer rows came than were announced"""
-        if whole and self.rows != self.info.rows:
-            raise TableShapeError(f"{self.rows} rows came, {self.info.rows} were announced")
-        self._flush()
-
-    _run = (0, 0)
-
-    def _flush(self) -> None:
-        """Write what is staged, padded to a whole block: only the last flush is not one already."""
-        lba_bytes = self.namespace.lba_bytes
-        size = -(-self.filled // lba_bytes) * lba_bytes
-        self.staged[self.filled : size] = 0
-        at = 0
-        while at < size:
-            if self._run[1] == 0:
-                self._run = next(self.lbas)
-            lba, blocks = self._run
-            take = min(blocks, (size - at) // lba_bytes)
-            self.namespace.write(lba, self.staged[at : at + take * lba_bytes])
-            self._run = (lba + take, blocks - take)
-            at += take * lba_bytes
-        self.done += self.filled
-        self.filled = 0
-        self.progress(self.done)
-
-
-def _shape_of(data: Any) -> tuple[int, int]:
-    if isinstance(data, np.ndarray):
-        _checked_rows(data, None)
-        shape = (int(data.shape[0]), int(data.shape[1]))
-    elif isinstance(data, tuple) and len(data) == 2 and all(isinstance(n, int | np.integer) for n in data):
-        shape = (int(data[0]), int(data[1]))
-    else:
-        raise TableShapeError(f"{type(data).__name__} is no table: give a float32 array [rows, dim], or (rows, dim)")
-    if shape[0] < 1 or not 1 <= shape[1] <= MAX_DIM:
-        raise TableShapeError(f"{shape[0]} rows of {shape[1]}; a table has at least 1 row of 1 to {MAX_DIM} elements")
-    return shape
-
-
-def _checked_rows(rows: Any, dim: int | None) -> Rows:
-    """:raises TableShapeError: not FP32[any, dim]"""
-    wanted = f"float32[rows, {'dim' if dim is None else dim}]"
-    if not isinstance(rows, np.ndarray) or rows.dtype != np.float32 or rows.ndim != 2:
-        what = f"{rows.dtype}{list(rows.shape)}" if isinstance(rows, np.ndarray) else type(rows).__name__
-        raise TableShapeError(f"{what} given; rows are {wanted}. Convert with .astype(np.float32)")
-    if dim is not None and rows.shape[1] != dim:
-        raise TableShapeError(f"float32{list(rows.shape)} given; rows are {wanted}")
-    return np.ascontiguousarray(rows)
 
 
 def _bags(

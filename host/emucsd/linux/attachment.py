@@ -16,6 +16,8 @@ from emucsd.errors import ControllerFailed, DriveNotFound, InvalidArgument, NotO
 from emucsd.linux import ioctl, nodes
 from emucsd.linux.memory import ProcessMemory
 from emucsd.linux.queue import IoctlQueue, LinuxQueue, RingQueue
+from emucsd_wire.identify import Cns
+from emucsd_wire.nvme import Admin
 
 ADMIN_ENTRIES = 64
 ADMIN_TIMEOUT = 65.0  # longer than the driver's own patience of 60
@@ -126,13 +128,19 @@ class LinuxAttachment:
             spaces = nodes.namespaces(self.controller.name)
             return next((s.character for s in spaces if s.nsid == nsid and s.character.exists()), None)
 
-        if (path := found()) is None:
+        if (path := found()) is None and nsid in self._active():
             ioctl.rescan(self._node)  # it may be new: the driver looks for those in its own time
             path = _until(found, _NODE_SECONDS)
         if path is None:
             known = ", ".join(str(space.nsid) for space in nodes.namespaces(self.controller.name)) or "none"
             raise InvalidArgument(f"nsid {nsid}: Linux has no node for it on {self.name}; it has: {known}")
         return path
+
+    def _active(self) -> set[int]:
+        """Namespaces that the drive has attached to this controller."""
+        page = self.memory.array(4096)
+        ioctl.admin(self._node, Admin.IDENTIFY, 0, page.ctypes.data, page.nbytes, cdw10=Cns.ACTIVE_NAMESPACES)
+        return {int(nsid) for nsid in page.view("<u4") if nsid}
 
     # -- life
 
