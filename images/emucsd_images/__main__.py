@@ -5,12 +5,14 @@ python -m emucsd_images build host-small isp-small --json
 python -m emucsd_images list
 python -m emucsd_images path isp-small
 python -m emucsd_images clean --dry-run           # what no recipe asks for any more
+python -m emucsd_images box --out emucsd.box      # a Vagrant box: docs/vagrant.md
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from emucsd_images import box
 from emucsd_images.errors import ImagesError
 from emucsd_images.image import Image, image, image_folder
 from emucsd_images.recipe import NAMES, load
@@ -88,6 +91,15 @@ def _clean(options: argparse.Namespace) -> None:
     _show(options, [str(path) for path in old], "\n".join(f"{did} {path}" for path in old) or "nothing to remove")
 
 
+def _box(options: argparse.Namespace) -> None:
+    out: Path = options.out.absolute()
+    if not options.dry_run:
+        box.make(out, progress=_say)
+    use = f"EMUCSD_BOX=emucsd EMUCSD_BOX_URL={shlex.quote(str(out))} vagrant up --provider libvirt"
+    told = {"box": str(out), "packages": [*box.SYSTEM, *box.PROVISIONED], "use": use}
+    _show(options, told, f"would make {out}" if options.dry_run else use)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m emucsd_images", description="Images of the testbed's machines.", epilog=__doc__,
@@ -105,11 +117,14 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("image", metavar="IMAGE")
     cleaner = commands.add_parser("clean", parents=[common], help="remove images and trees of older recipes")
     cleaner.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    boxer = commands.add_parser("box", parents=[common], help="make a Vagrant box for the libvirt provider")
+    boxer.add_argument("--out", type=Path, default=Path("emucsd.box"), metavar="FILE", help="default: emucsd.box")
+    boxer.add_argument("--dry-run", action="store_true", help="only say what would be made")
     return parser
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "build": _build, "list": _list, "path": _path, "clean": _clean,
+    "build": _build, "list": _list, "path": _path, "clean": _clean, "box": _box,
 }  # fmt: skip
 
 
