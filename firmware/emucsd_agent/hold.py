@@ -77,10 +77,9 @@ class Hold:
         from emucsd.tunnel.isp import IspEnd
 
         def changed() -> None:
-            if end.up:
+            if end.address:
                 self._environment["EMUCSD_TUNNEL_ADDRESS"] = end.address
                 self._environment["EMUCSD_HOST_ADDRESS"] = end.host_address
-            if end.address:
                 joined(end.address)
 
         end = self._tunnel = IspEnd(self.where, self._open_port, changed=changed)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -25,6 +25,10 @@ from emucsd.transport import Attachment, CommandQueue
 from emucsd_wire import paths
 from emucsd_wire.identify import LBA_FORMAT, IdentifyController, IdentifyNamespace
 from emucsd_wire.nvme import PAGE
+
+if TYPE_CHECKING:
+    from emucsd.isp.client import Isp
+    from emucsd.isp.embedded import EmbeddedIsp
 
 DEFAULT_DEPTH = 256
 _NO_MDTS = 1 << 40
@@ -49,6 +53,7 @@ class Drive:
         self.folder, self.port, self.process = folder, port, process
         self._attachment = attachment
         self._control: Control | None = None
+        self._engine: EmbeddedIsp | None = None
         self._local = threading.local()
         self._turn = itertools.count()
         self._gone = False
@@ -114,6 +119,7 @@ class Drive:
         durability: str = "process",
         firmware: str | Path | None = None,
         settings: Mapping[str, Any] | None = None,
+        isp: str | None = None,
         tell: Callable[[str], None] | None = None,
         **knobs: Any,
     ) -> Drive:
@@ -126,10 +132,14 @@ class Drive:
         :param durability: what a flush survives: the drive's ``process``, or the whole ``machine``
         :param firmware: Python file with policies that replace the built-in ones
         :param settings: overrides of the profile: ``{"nand.read_ns": 50_000}``
+        :param isp: ``local``: with the ISP engine that runs on this machine, ``drive.isp`` (docs/isp.md); None: without
         :param tell: is given the newest line of the drive's log while it starts: the first start compiles for a while
         :param knobs: the same by FEMU's names: ``pg_rd_lat=50_000``
         :raises StartFailed: with the end of the drive's log
+        :raises IspUnavailable: this machine can't run the engine; the text says what to change
         """
+        if isp not in (None, "local") or (isp and (clock == "virtual" or port != 0)):
+            raise InvalidArgument(f"isp {isp!r}: 'local', on a real clock and with port 0 for this process, or None")
         folder = None if store is None else Path(store)
         process = DriveProcess(
             profile=profile,
@@ -143,9 +153,21 @@ class Drive:
             firmware=firmware,
         )
         try:
-            return cls._attach(process.runtime, process, port=port, queues=queues, depth=depth, memory=memory)
+            drive = cls._attach(process.runtime, process, port=port, queues=queues, depth=depth, memory=memory)
+            if isp is not None:
+                drive._start_isp(tell)
         except BaseException:
             process.stop()
+            raise
+        return drive
+
+    def _start_isp(self, tell: Callable[[str], None] | None) -> None:
+        from emucsd.isp.embedded import EmbeddedIsp
+
+        try:
+            self._engine = EmbeddedIsp(self, tell)
+        except BaseException:
+            self.close()
             raise
 
     def _prepare(self) -> None:
@@ -160,6 +182,9 @@ class Drive:
 
     def close(self) -> None:
         """Shut the controller down and leave; stop the process where it is ours. Harmless when repeated."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
         if not self._gone:
             self._gone = True
             self._attachment.close()
@@ -179,6 +204,13 @@ class Drive:
                 raise ControlError("unreachable", f"{self.folder}: a drive's control API is where its process runs")
             self._control = Control(self.folder)
         return self._control
+
+    @property
+    def isp(self) -> Isp:
+        """The Linux inside the drive: jobs on it. :raises InvalidArgument: the drive was started without it"""
+        if self._engine is None:
+            raise InvalidArgument("this drive has no ISP engine of ours: Drive.start(..., isp='local') starts one")
+        return self._engine.client
 
     def __enter__(self) -> Self:
         return self

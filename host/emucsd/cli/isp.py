@@ -30,9 +30,9 @@ class Words(Option):
 
 
 def _opened(settings: Settings) -> Isp:
-    from emucsd.isp.testbed import client_of
+    from emucsd.isp.testbed import connect
 
-    return client_of(settings.name, settings.isp)
+    return connect(settings.name, settings.isp)
 
 
 # -- status ----------------------------------------------------------------------------------------------------------

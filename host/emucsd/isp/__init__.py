@@ -1,8 +1,8 @@
 """The Linux inside the drive: jobs on the ISP engine, from the host.
 
-    from emucsd.isp import Isp, Limits
+    from emucsd.isp import connect
 
-    with Isp("10.77.0.2", token=token) as isp:
+    with connect("testbed") as isp:
         job = isp.run(["python3", "train.py"], inputs={"train.py": Path("train.py")}, outputs=["model.bin"])
         for line in job:
             print(line)
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from emucsd.isp.job import Job, Result
     from emucsd.isp.local import LocalEngine
     from emucsd.isp.protocol import Limits
+    from emucsd.isp.testbed import connect
 
-__all__ = ["Disk", "Isp", "Job", "Limits", "LocalEngine", "Result"]
+__all__ = ["Disk", "Isp", "Job", "Limits", "LocalEngine", "Result", "connect"]
 
 _HOMES = {
     "Disk": "disk",
@@ -32,6 +33,7 @@ _HOMES = {
     "Limits": "protocol",
     "LocalEngine": "local",
     "Result": "job",
+    "connect": "testbed",
 }
 
 

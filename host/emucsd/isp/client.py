@@ -64,17 +64,6 @@ class Isp:
         return direct(self.address, self.port)
 
     @classmethod
-    def open(cls, name: str | Path, number: int = 0) -> Isp:
-        """The engine of a running drive or testbed, by its name or runtime folder.
-
-        :param number: which drive's, in a testbed
-        :raises IspUnreachable: it has none
-        """
-        from emucsd.isp.testbed import client_of
-
-        return client_of(name, number)
-
-    @classmethod
     def at(cls, note: Note) -> Isp:
         """The engine that a note leads to."""
         proxy, socket = (Path(path) if path else None for path in (note.proxy, note.socket))

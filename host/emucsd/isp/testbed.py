@@ -31,12 +31,12 @@ class Jump:
 
     def dial(self) -> Stream:
         """A TCP connection to the agent. :raises IspUnreachable: it can't be made"""
-        from emucsd.ssh import connect
+        from emucsd import ssh
 
         with self._lock:
             try:
                 if self._ssh is None or not self._ssh.alive:
-                    self._ssh = connect(self._record, HOST)
+                    self._ssh = ssh.connect(self._record, HOST)
                 stream: Stream = self._ssh.stream(self._address, PORT)
             except EmucsdError as problem:
                 raise IspUnreachable(f"{self._address}:{PORT} through {HOST}: {problem}") from problem
@@ -73,7 +73,7 @@ def engine_of(record: Mapping[str, Any], number: int = 0) -> Isp:
     raise IspUnreachable(f"{record['name']} has neither a host machine nor a tunnel proxy: no way leads to {address}")
 
 
-def client_of(name: str | Path, number: int = 0) -> Isp:
+def connect(name: str | Path, number: int = 0) -> Isp:
     """The engine of a running drive or testbed, by its name or runtime folder. :raises IspUnreachable: it has none"""
     path = folder_of(name) / RECORD
     try:
