@@ -212,7 +212,7 @@ def _clear(runtime: Path) -> None:
     for path in runtime.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != "lock":
+        elif path.name not in ("lock", "output"):  # held by us, and by whoever started us
             path.unlink()
 
 

@@ -14,16 +14,27 @@ from typing import Any
 
 from emucsd.control import Control
 from emucsd.errors import DriveNotFound, DriveTimeout
-from emucsd.process import launch
+from emucsd.process import START_TIMEOUT, launch
 from emucsd_wire import paths
 
 _STOP_TIMEOUT = 60.0
 
 
-def start(argv: list[str], runtime: Path, *, tell: Callable[[str], None] | None = None) -> int:
-    """Start a drive and leave it. :returns: its process id :raises StartFailed: see ``process.launch``"""
+def start(
+    argv: list[str],
+    runtime: Path,
+    *,
+    tell: Callable[[str], None] | None = None,
+    timeout: float = START_TIMEOUT,
+    what: str = "drive",
+) -> int:
+    """Start a drive, or a testbed, and leave it.
+
+    :returns: its process id
+    :raises StartFailed: see ``process.launch``
+    """
     runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
-    process = launch(argv, runtime, tell=tell)
+    process = launch(argv, runtime, tell=tell, timeout=timeout, what=what)
     process.returncode = 0  # it goes on without us: no warning that nobody waits for it
     return process.pid
 

@@ -33,7 +33,7 @@ def folders() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def drive(folders: None) -> str:
     """A small drive that is up, started by `emucsd up`."""
-    assert main(["up", "d0", "--profile", "null", "--size", "64MiB", "--json"]) == OK
+    assert main(["up", "d0", "--drive-only", "--profile", "null", "--size", "64MiB", "--json"]) == OK
     return "d0"
 
 
@@ -57,14 +57,14 @@ def test_up_says_where_it_is(drive: str, capsys: Capture) -> None:
 
 def test_up_twice(drive: str, capsys: Capture) -> None:
     """A name that is in use is refused, and the drive that has it goes on."""
-    assert main(["up", drive]) == FAILED
+    assert main(["up", drive, "--drive-only"]) == FAILED
     assert "runs already" in capsys.readouterr().err
     assert told(capsys, "status")["drives"][drive]["running"]
 
 
 def test_up_with_nonsense(capsys: Capture) -> None:
     """A profile that does not exist is one error line that names it, and leaves no drive behind."""
-    assert main(["up", "d9", "--profile", "no-such-profile"]) == FAILED
+    assert main(["up", "d9", "--drive-only", "--profile", "no-such-profile"]) == FAILED
     error = capsys.readouterr().err
     assert "no-such-profile" in error
     assert "Traceback" not in error
@@ -125,11 +125,11 @@ def test_an_id_that_is_no_row(drive: str, capsys: Capture) -> None:
 
 def test_power_cut(capsys: Capture) -> None:
     """`down --force` is kill -9; after `up` everything that was flushed is there. `--delete` leaves nothing."""
-    up = ("up", "d1", "--profile", "null", "--size", "16MiB")
+    up = ("up", "d1", "--drive-only", "--profile", "null", "--size", "16MiB")
     store = Path(told(capsys, *up)["store"])
     assert told(capsys, "io", "verify", "d1", "--blocks", "1000", "--force")["wrong"] == 0
     assert told(capsys, "down", "d1", "--force")["drives"]["d1"]["how"] == "killed"
-    again = told(capsys, "up", "d1")["status"]["drive"]  # profile and size are what it was made with
+    again = told(capsys, "up", "d1", "--drive-only")["status"]["drive"]  # profile and size are what it was made with
     assert again["recovered"]["clean"] is False
     assert again["capacity_bytes"] == 16 << 20
     assert told(capsys, "io", "verify", "d1", "--blocks", "1000", "--read-only")["wrong"] == 0

@@ -99,12 +99,13 @@ def test_every_command_has_help_with_examples(name: str, capsys: pytest.CaptureF
 def test_commands_that_act_have_a_dry_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What starts, stops, writes tables or drops them can be asked what it would do."""
     acts = name in ("demo", "up", "down", "table create", "table drop", "mount", "umount", "isp run", "isp cancel")
+    acts = acts or name.startswith("machine ")
     assert bool(LEAVES[name].plan) is acts
 
 
 def test_dry_run_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """`up --dry-run --json` tells the drive's whole command line and makes no folder."""
-    assert main(["up", "d0", "--size", "1GiB", "--set", "nand.read_ns=5", "--dry-run", "--json"]) == OK
+    assert main(["up", "d0", "--drive-only", "--size", "1GiB", "--set", "nand.read_ns=5", "--dry-run", "--json"]) == OK
     told = json.loads(capsys.readouterr().out)
     for part in ("emucsd_femu serve", "--name d0", "--size 1GiB", "--set nand.read_ns=5"):
         assert part in told["run"]
@@ -122,7 +123,7 @@ def test_unknown_drive(capsys: pytest.CaptureFixture[str]) -> None:
 def test_status_without_drives(capsys: pytest.CaptureFixture[str]) -> None:
     """An empty list is no error."""
     assert main(["status", "--json"]) == OK
-    assert json.loads(capsys.readouterr().out) == {"drives": {}}
+    assert json.loads(capsys.readouterr().out) == {"testbeds": {}, "drives": {}}
 
 
 def test_profiles(capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,6 +44,7 @@ class Option:
     choices: tuple[str, ...] = ()
     metavar: str = ""
     many: bool = False
+    rest: bool = False  # a positional that takes all that follows, options too
 
     @property
     def positional(self) -> bool:
@@ -66,6 +67,9 @@ class Option:
             keywords["choices"] = self.choices
         if self.metavar and not (self.choices and self.positional):
             keywords["metavar"] = self.metavar
+        if self.rest:
+            parser.add_argument(self.name, nargs=argparse.REMAINDER, help=self.help)
+            return
         if self.positional:
             keywords["nargs"] = "*" if self.many else ("?" if self.default is not None else None)
         elif self.many:

@@ -250,7 +250,7 @@ COMMAND = Command(
                     Option("--read-only", "write nothing: check what an earlier verify of the same seed wrote", False),
                     FORCE),
                 examples=("emucsd io verify disk0 --blocks 100k",
-                          "emucsd down disk0 --force && emucsd up disk0   # a power cut; then:",
+                          "emucsd down disk0 --force && emucsd up disk0 --drive-only   # a power cut; then:",
                           "emucsd io verify disk0 --blocks 100k --read-only")),
     ),
 )  # fmt: skip

@@ -18,16 +18,18 @@ from emucsd.cli.units import plain
 
 def commands() -> tuple[Command, ...]:
     """Every command, in the order of the help."""
-    from emucsd.cli import bench, demo, doctor, down, io, isp, lookup, mount, profile, status, table, up
+    from emucsd.cli import bench, demo, doctor, down, io, isp, lookup, machine, mount, profile, ssh, status, table, up
 
-    modules = (demo, up, down, status, io, table, lookup, isp, mount, bench, profile, doctor)
+    modules = (demo, up, down, status, ssh, machine, io, table, lookup, isp, mount, bench, profile, doctor)
     return (*(module.COMMAND for module in modules), mount.UMOUNT)
 
 
 EPILOG = """\
 examples:
   emucsd demo
-  emucsd up disk0 --profile femu --size 4GiB
+  emucsd up
+  emucsd ssh host
+  emucsd up disk0 --drive-only --profile femu --size 4GiB
   emucsd io read disk0 --qd 32
 
 Each command has its own help with examples: emucsd io read --help"""

@@ -1,4 +1,4 @@
-"""`emucsd status`: what drives are there, and how they are."""
+"""`emucsd status`: what testbeds and drives are there, and how they are."""
 
 from __future__ import annotations
 
@@ -16,15 +16,31 @@ Tree = dict[str, Any]
 
 def run(settings: Settings) -> Result:
     """One drive with its counters, or all drives."""
-    from emucsd import background
+    from emucsd import background, testbed
     from emucsd.control import Control
     from emucsd_wire import paths
 
+    if settings.name in testbed.names():
+        about = _testbed(settings.name)
+        return {"testbeds": {settings.name: about}, "drives": {one["name"]: _glance(one["name"])
+                for one in about["drives"] if one["name"] in background.names()}}  # fmt: skip
     if settings.name:
         background.described(settings.name)
         control = Control(paths.runtime_folder(settings.name))
         return {"drives": {settings.name: {"running": True, **control.status(), "stats": control.stats()}}}
-    return {"drives": {name: _glance(name) for name in background.names()}}
+    beds = {name: _testbed(name) for name in testbed.names()}
+    return {"testbeds": beds, "drives": {name: _glance(name) for name in background.names()}}
+
+
+def _testbed(name: str) -> Tree:
+    """One whose supervisor was killed is listed too."""
+    from emucsd.errors import TestbedNotFound
+    from emucsd.testbed import Testbed, described
+
+    try:
+        return {"running": True, **Testbed.open(name).status()}
+    except TestbedNotFound as exc:
+        return {"drives": [], "machines": {}, **(described(name) or {}), "running": False, "why": str(exc)}
 
 
 def _glance(name: str) -> Tree:
@@ -42,9 +58,12 @@ def _glance(name: str) -> Tree:
 
 
 def show(result: Result, console: Console) -> None:
+    for name, bed in result.get("testbeds", {}).items():
+        _show_testbed(name, bed, console)
     drives = result["drives"]
     if not drives:
-        console.print("no drive is up; start one: emucsd up disk0")
+        if not result.get("testbeds"):
+            console.print("nothing is up; start a testbed: emucsd up, or a drive: emucsd up disk0 --drive-only")
         return
     for name, drive in drives.items():
         if "stats" in drive:
@@ -58,6 +77,23 @@ def show(result: Result, console: Console) -> None:
         cells = (settings["profile"], capacity, settings["clock"], str(drive["pid"]))
         table.add_row(escape(name), state, *map(escape, cells))
     console.print(table)
+
+
+def _show_testbed(name: str, bed: Tree, console: Console) -> None:
+    if not bed["running"]:
+        console.print(f"[bold]{escape(name)}[/]: [red]dead[/]; the next emucsd up removes what it left")
+        return
+    network = bed["tunnel"]
+    net = f"network {network['network']}" if network["enabled"] else "no network"
+    console.print(f"[bold]{escape(name)}[/]: {bed['state']}, process {bed['pid']}, {net}")
+    for machine, about in bed["machines"].items():
+        address = network["host"] if machine == "host" else network["isps"].get(machine, "")
+        seconds = f", SSH after {bed['seconds'][machine]:.1f} s" if machine in bed["seconds"] else ""
+        console.print(
+            f"  {machine}: {about['state']}, {about['accelerator'].upper()}, boots {about['boots']}, "
+            f"{address}{seconds}; console {escape(about['console'])}",
+            soft_wrap=True,
+        )
 
 
 def _show_one(name: str, drive: Tree, console: Console) -> None:
@@ -114,9 +150,9 @@ def _ftl(ftl: Tree) -> str:
 
 COMMAND = Command(
     name="status",
-    summary="list drives, or show one with its counters",
+    summary="list testbeds and drives, or show one drive with its counters",
     run=run,
     show=show,
-    options=(Option("name", "a drive (default: list all)", ""),),
+    options=(Option("name", "a testbed or a drive (default: list all)", ""),),
     examples=("emucsd status", "emucsd status disk0", "emucsd status disk0 --json"),
 )

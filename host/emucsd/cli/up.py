@@ -1,106 +1,59 @@
-"""`emucsd up`: start a drive in the background."""
+"""`emucsd up`: start a testbed, or with --drive-only one drive, in the background."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import shlex
-from pathlib import Path
-from typing import NamedTuple
-
 from rich.console import Console
-from rich.markup import escape
 
-from emucsd.cli.command import Command, CommandError, Option, Result, Settings
-from emucsd.cli.progress import spinner
-from emucsd.cli.units import setting, show_size
-
-MADE = "up.json"  # in the store: what the drive was made with, so that a later `up` need not say it again
-NEW_PROFILE = "femu"
+from emucsd.cli import up_drive, up_testbed
+from emucsd.cli.command import USAGE, Command, CommandError, Option, Result, Settings
+from emucsd.cli.units import setting
 
 
-class Made(NamedTuple):
-    """What shapes a drive's flash."""
-
-    profile: str
-    size: str | None
-    set: list[str]
-
-
-def _made(settings: Settings, store: Path) -> Made:
-    """What was asked for, else what this store was made with, else the default."""
-    if settings.profile or settings.size or settings.set:
-        return Made(settings.profile or NEW_PROFILE, settings.size, settings.set)
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return Made(**json.loads((store / MADE).read_text()))
-    return Made(NEW_PROFILE, None, [])
-
-
-def _prepared(settings: Settings) -> tuple[list[str], Path, Path, Made]:
-    """Command line, runtime folder, store, and what the drive is made with."""
-    from emucsd.process import command
-    from emucsd_wire import paths
-
-    runtime = paths.runtime_folder(settings.name)
-    paths.port_socket(runtime, 0)
-    store = Path(settings.store).absolute() if settings.store else paths.store_folder(settings.name)
-    made = _made(settings, store)
-    if made.profile.endswith(".toml"):
-        made = made._replace(profile=str(Path(made.profile).absolute()))
-    options = {flag: getattr(settings, flag) for flag in ("clock", "doorbells", "durability")}
-    options |= {"profile": made.profile, "size": made.size}
-    options["firmware"] = settings.firmware and str(Path(settings.firmware).absolute())
-    return command(settings.name, runtime, store, options, made.set), runtime, store, made
+def _check(settings: Settings) -> None:
+    """:raises CommandError: options that don't go together"""
+    if settings.drive_only and not settings.name:
+        raise CommandError("a drive needs a name", "emucsd up disk0 --drive-only", USAGE)
+    if settings.drive_only and (settings.file or settings.small):
+        raise CommandError("--file and --small are about machines", "leave out --drive-only, or them", USAGE)
 
 
 def plan(settings: Settings) -> Result:
-    argv, runtime, store, _ = _prepared(settings)
-    return {"run": shlex.join(argv), "put_sockets_in": str(runtime), "keep_flash_in": str(store)}
+    _check(settings)
+    return up_drive.plan(settings) if settings.drive_only else up_testbed.plan(settings)
 
 
 def run(settings: Settings) -> Result:
     """Start it and wait until it serves."""
-    from emucsd import background
-    from emucsd.control import Control
-
-    argv, runtime, store, made = _prepared(settings)
-    if background.running(settings.name):
-        raise CommandError(
-            f"a drive named {settings.name!r} runs already",
-            f"emucsd status {settings.name} shows it, emucsd down {settings.name} stops it",
-        )
-    with spinner(f"starting {settings.name} (the first start compiles the firmware)") as tell:
-        pid = background.start(argv, runtime, tell=tell)
-    (store / MADE).write_text(json.dumps(made._asdict()) + "\n")
-    status = Control(runtime).status()
-    ports = [str(runtime / f"port{n}" / "cntrl") for n in (0, 1)]
-    return {"name": settings.name, "pid": pid, "sockets": ports, "store": str(store), "status": status}
+    _check(settings)
+    return up_drive.run(settings) if settings.drive_only else up_testbed.run(settings)
 
 
 def show(result: Result, console: Console) -> None:
-    name = escape(result["name"])
-    about = result["status"]["drive"]
-    size = show_size(about["capacity_bytes"])
-    console.print(f"[bold green]{name}[/] is up: profile {escape(about['profile'])}, {size}, process {result['pid']}")
-    for number, path in enumerate(result["sockets"]):
-        console.print(f"  port {number}  {escape(path)}", soft_wrap=True)
-    console.print(f"  store   {escape(result['store'])}", soft_wrap=True)
-    console.print(f"next: emucsd io read {name} --qd 32, emucsd status {name}, emucsd down {name}")
+    (up_testbed if "machines" in result else up_drive).show(result, console)
 
 
 COMMAND = Command(
     name="up",
-    summary="start a drive in the background and wait until it serves",
+    summary="start a testbed, or one drive alone, in the background and wait until it serves",
+    details="""
+        Without --file a testbed is one drive, a host machine (x86-64 Linux) that sees it as its NVMe SSD, a machine in
+        the drive (aarch64 Linux), and a TCP/IP network between the two through the drive. docs/testbed.md says how to
+        describe others. The first start makes the machines' images.
+    """,
     run=run,
     show=show,
     plan=plan,
     options=(
-        Option("name", "what to call it: letters, digits, '.', '_', '-'"),
+        Option("name", "what to call it: letters, digits, '.', '_', '-' (default: testbed, or what the file says)", ""),
+        Option("--drive-only", "one drive and no machines: for programs on this machine, or a QEMU of your own", False),
+        Option("--file", "the testbed's description (docs/testbed.md)", None, metavar="TOML"),
+        Option("--small", "the small images: no torch in the machines", False),
         Option("--profile", "null, femu, rmssd, newport, cosmosplus, or a TOML file of your own (default: femu for a "
                "new drive, else what it was made with)", None),
         Option("--size", "capacity, like 4GiB, in sparse files (default: the profile's, or what it was made with)",
                None),
-        Option("--clock", "real: paced by the wall clock; virtual: repeatable", "real", choices=("real", "virtual")),
+        Option("--clock", "real: paced by the wall clock; virtual: repeatable, without machines", "real",
+               choices=("real", "virtual")),
         Option("--store", "folder for its flash (default: a folder of its name among your drives)", None),
         Option("--set", "one profile field or FEMU knob, like nand.read_ns=50000 or pg_rd_lat=50000; repeatable", None,
                setting, metavar="KEY=VALUE", many=True),
@@ -111,8 +64,11 @@ COMMAND = Command(
         Option("--doorbells", "how doorbells reach the drive", "auto", choices=("auto", "mapped", "trapped")),
     ),
     examples=(
-        "emucsd up disk0",
-        "emucsd up disk1 --profile rmssd --size 16GiB --clock virtual",
-        "emucsd up disk2 --set nand.read_ns=50000 --set buffer.pages=1024 --dry-run",
+        "emucsd up",
+        "emucsd up --small --profile newport",
+        "emucsd up --file two-drives.toml --dry-run",
+        "emucsd up disk0 --drive-only",
+        "emucsd up disk1 --drive-only --profile rmssd --size 16GiB --clock virtual",
+        "emucsd up disk2 --drive-only --set nand.read_ns=50000 --set buffer.pages=1024 --dry-run",
     ),
 )  # fmt: skip
