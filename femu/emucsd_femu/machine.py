@@ -242,6 +242,13 @@ class LinuxMachine:
         with contextlib.suppress(ShellError):  # it may hang up before it has answered
             shell.run("reboot", _OFF_SECONDS)
 
+    def cut_off(self) -> bool:
+        """The machine before it went: it runs, and ``look`` says when it is reached again. :returns: whether it was"""
+        if self.plan.address is None or self.state is not State.UP or not self.plan.reachable:
+            return False
+        self.state = State.BOOTING
+        return True
+
     def cut(self) -> None:
         """kill -9: the power is gone, and with it all that was in memory."""
         self._hang_up()

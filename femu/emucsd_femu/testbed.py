@@ -180,14 +180,19 @@ class Testbed:
     def _reboot(self, one: LinuxMachine) -> str:
         with machine.connected(self._row(one), _CONNECT_SECONDS) as shell:
             one.rebooting(shell)
-        self._await_machines([one], timed=False)
+        self._await_again(one)
         return "rebooted"
 
     def _power_cut(self, one: LinuxMachine) -> str:
         one.cut()
         one.start()
-        self._await_machines([one], timed=False)
+        self._await_again(one)
         return "power was cut, then came back"
+
+    def _await_again(self, one: LinuxMachine) -> None:
+        """Until a machine answers again, and with the host machine those that are reached through it."""
+        behind = [other for other in self.machines.values() if other.cut_off()] if one.name == HOST else []
+        self._await_machines([one, *behind], timed=False)
 
     def _kill(self, one: LinuxMachine) -> str:
         one.cut()
@@ -203,7 +208,7 @@ class Testbed:
 
     def _switch_on(self, one: LinuxMachine) -> str:
         one.start()
-        self._await_machines([one], timed=False)
+        self._await_again(one)
         return "started"
 
     def _suspend(self, one: LinuxMachine) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import logging
 import select
 import shlex
 import socket
@@ -30,6 +31,7 @@ from emucsd.isp.reach import through_proxy
 
 CONNECT_SECONDS = 60.0  # an emulated machine takes a second or two for the handshake, a busy one ten
 _PIECE = 1 << 16
+logging.getLogger("paramiko").addHandler(logging.NullHandler())  # what it has to say, our errors say too
 _TROUBLE = (OSError, EOFError, paramiko.SSHException)
 
 
