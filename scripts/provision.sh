@@ -211,7 +211,9 @@ if [ -n "$service" ]; then
     as_root touch "/var/lib/systemd/linger/$user" # /run/user/$uid outlives the last login
     as_root systemctl --quiet enable emucsd-testbed.service
     if [ -d /run/systemd/system ]; then
-        step "starting it (the first start compiles the firmware)"
+        step "compiling the firmware (half a minute; some ten where this machine is emulated)"
+        as_user "$VENV/bin/python" -m emucsd_femu compile >&2 || die "the firmware could not be compiled" "see above"
+        step "starting the service"
         if ! as_root systemctl start emucsd-testbed.service; then
             as_root journalctl --no-pager -n 40 -u emucsd-testbed.service >&2 || true
             die "the testbed did not come up" "see above; again: systemctl restart emucsd-testbed"

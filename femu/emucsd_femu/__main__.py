@@ -30,11 +30,18 @@ def _femu(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _compile(arguments: Sequence[str]) -> int:
+    from emucsd_femu.warm import main
+
+    return main(arguments)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": _serve,
     "qemu": _qemu,
     "testbed": _testbed,
     "femu": _femu,
+    "compile": _compile,
 }
 
 
