@@ -1,0 +1,138 @@
+"""OCFS2 on a drive's shared namespace: the host machine and the machine in the drive work on one tree.
+
+Cluster traffic (heartbeats apart, which are on the namespace) goes through the tunnel. EMUCSD_LONG=1 works for minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emucsd.testbed import Machine, Testbed
+
+pytestmark = pytest.mark.vm
+
+DEVICE = "/dev/nvme0n1"
+SHARED = "/shared"
+WORKER = Path(__file__).with_name("ocfs2_worker.py")
+SCRIPT = "/root/ocfs2_worker.py"
+LONG = bool(os.environ.get("EMUCSD_LONG"))
+WORK_SECONDS = 240 if LONG else 15
+# the cluster's times, lower than what suits people: a node is dead after 14 s of silence
+TIMES = "O2CB_HEARTBEAT_THRESHOLD=8 O2CB_IDLE_TIMEOUT_MS=10000"
+SLACK_SECONDS = 240.0  # for machines that share two busy cores
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = SLACK_SECONDS) -> None:
+    """Wait for a condition in a machine, with a deadline."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not in {seconds:g} s: {what}"
+        time.sleep(0.25)
+
+
+def mount(machine: Machine) -> None:
+    """Join the cluster and mount."""
+    machine.run(f"{TIMES} emucsd-ocfs2 mount {DEVICE} {SHARED}", check=True)
+    machine.put(WORKER, SCRIPT)
+
+
+def unmount(machine: Machine) -> None:
+    """Leave, where it is in."""
+    machine.run(f"if mountpoint -q {SHARED}; then emucsd-ocfs2 umount {SHARED}; fi", check=True)
+
+
+def begin(machine: Machine, tree: str, seconds: float) -> None:
+    """Start to work in the background."""
+    work = f"python3 {SCRIPT} work {SHARED}/{tree} $(hostname) {seconds} >/root/{tree}.out 2>&1 </dev/null"
+    machine.run(f"rm -f /root/{tree}.*; (setsid sh -c '{work}; echo $? >/root/{tree}.status' >/dev/null 2>&1 &)")
+
+
+def end(machine: Machine, tree: str) -> dict[str, Any]:
+    """Wait until the work is over. :returns: what was done"""
+    until(lambda: machine.run(["test", "-s", f"/root/{tree}.status"]).status == 0, f"{machine.name} is done")
+    out = machine.get(f"/root/{tree}.out").decode()
+    assert machine.get(f"/root/{tree}.status") == b"0\n", out
+    done: dict[str, Any] = json.loads(out.splitlines()[-1])
+    print(f"{machine.name}: {done}")
+    return done
+
+
+def tell(machine: Machine, tree: str) -> dict[str, Any]:
+    """All that a machine sees in a tree."""
+    told: dict[str, Any] = json.loads(machine.run(f"python3 {SCRIPT} tell {SHARED}/{tree}", check=True).out)
+    return told
+
+
+def synced(machine: Machine, tree: str, node: str) -> int:
+    """The last round of a node's that is durable, as some machine sees it; -1: none yet."""
+    text = machine.run(f"cat {SHARED}/{tree}/synced-{node} 2>/dev/null").out
+    return int(text) if text else -1
+
+
+@pytest.fixture(scope="module")
+def mounted(testbed: Testbed) -> Iterator[Testbed]:
+    """Both machines have the filesystem mounted. It is unmounted at the end, and its device says so."""
+    machines = [testbed.host, testbed.isp(0)]
+    testbed.host.run(f"{TIMES} emucsd-ocfs2 mkfs {DEVICE} --force", check=True)
+    for machine in machines:
+        mount(machine)
+    yield testbed
+    for machine in machines:
+        unmount(machine)
+    testbed.host.run(f"wipefs -q -a {DEVICE}", check=True)
+
+
+def test_two_machines_work_on_one_tree(mounted: Testbed) -> None:
+    """Both create, append, rename, lock, read and remove at once; then both see the same, and nothing is lost."""
+    host, isp = mounted.host, mounted.isp(0)
+    for machine in (host, isp):
+        begin(machine, "both", WORK_SECONDS)
+    rounds = {machine.name: int(end(machine, "both")["rounds"]) for machine in (host, isp)}
+    assert min(rounds.values()) > 0
+    seen = [tell(machine, "both") for machine in (host, isp)]
+    assert seen[0] == seen[1]
+    assert seen[0]["wrong"] == []
+    assert seen[0]["counter"] == sum(rounds.values()), "an update under the lock was lost"
+    lines = {f"{node}-{number}" for node, count in rounds.items() for number in range(count)}
+    assert set(seen[0]["lines"]) == lines
+    assert len(seen[0]["lines"]) == len(lines), "a line was appended twice"
+
+
+def test_what_one_writes_the_other_reads_at_once(mounted: Testbed) -> None:
+    """No flush between: whoever asks for a file's lock makes the other one write it out."""
+    host, isp = mounted.host, mounted.isp(0)
+    for number, (writer, reader) in enumerate([(host, isp), (isp, host), (host, isp)]):
+        writer.run(f"echo {number} >{SHARED}/note && mkdir {SHARED}/made-{number}", check=True)
+        assert reader.run(f"cat {SHARED}/note; ls -d {SHARED}/made-{number}").out == (
+            f"{number}\n{SHARED}/made-{number}\n"
+        )
+
+
+def test_one_machine_dies_and_the_other_goes_on(mounted: Testbed) -> None:
+    """The survivor declares it dead, replays its journal and works on; what it had synced is there; it comes back."""
+    host, isp = mounted.host, mounted.isp(0)
+    begin(host, "crash", WORK_SECONDS + 45)
+    begin(isp, "crash", 3600)
+    until(lambda: synced(host, "crash", "isp0") >= 4, "the machine in the drive has synced something")
+    isp.kill()
+    durable = synced(host, "crash", "isp0")
+    before = synced(host, "crash", "host")
+    done = end(host, "crash")
+    assert done["rounds"] > before + 8, "it did not go on"
+    assert "End replay journal (node 1" in host.run("dmesg").out
+    assert isp.start()["state"] == "up"
+    mount(isp)
+    seen = [tell(machine, "crash") for machine in (host, isp)]
+    assert seen[0] == seen[1]
+    assert seen[0]["wrong"] == []
+    assert {f"isp0-{number}" for number in range(durable + 1)} <= set(seen[0]["lines"])
+    begin(isp, "again", 3)
+    assert end(isp, "again")["rounds"] > 0
+    assert tell(host, "again")["wrong"] == []
