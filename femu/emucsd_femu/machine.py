@@ -29,7 +29,7 @@ from emucsd_images.seed import Seed
 
 BOOT_SECONDS = 600.0  # two Linuxes that start on a busy machine without KVM are slow; who hangs longer has failed
 _READY = re.compile(r"^EMUCSD READY (\S+)", re.MULTILINE)
-_FORWARDED = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)")
+FORWARDED = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)")
 _OFF_SECONDS = 60.0
 _BUTTON_SECONDS = 20.0
 _GREETING_SECONDS = 3.0
@@ -175,7 +175,7 @@ class LinuxMachine:
         """The port that QEMU took for SSH: it chose one that was free, so nobody else can have it."""
         assert self._monitor is not None
         told = self._monitor.human("info usernet")
-        found = _FORWARDED.search(told)
+        found = FORWARDED.search(told)
         if found is None:
             raise TestbedError(f"machine {self.name}: QEMU forwards no port: {told!r}")
         return int(found[1])
