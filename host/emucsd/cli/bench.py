@@ -47,6 +47,14 @@ FIGURES = {
     "resident_gb": ("its resident memory", _gb),
     "vectors_per_s": ("vectors summed in the drive a wall second, bags of 80, every vector timed", _rate),
     "torch_ratio": ("the same against torch.nn.EmbeddingBag, one thread, table in memory", _plain),
+    "qd32_ratio": (
+        "fio in a guest, random 4 KiB reads, queue depth 32: against QEMU's NVMe device, RAM-backed",
+        _plain,
+    ),
+    "qd1_ratio": ("the same, queue depth 1", _plain),
+    "qd32_null_ratio": ("queue depth 32, against QEMU's device without data (null-co)", _plain),
+    "qd1_null_ratio": ("the same, queue depth 1", _plain),
+    "idle_cpu": ("the drive's processor time while its guest is idle, cores", _plain),
     "bit_equal": ("sums equal NumPy's and PyTorch's, bit for bit", _plain),
 }
 
@@ -63,6 +71,12 @@ def run_lookup(settings: Settings) -> Result:
     return run_lookup_bench(
         seconds=settings.time, rows=settings.rows, dim=settings.dim, length=settings.length, profile=settings.profile
     )
+
+
+def run_vm(settings: Settings) -> Result:
+    from emucsd.bench.vm import run_vm_bench
+
+    return run_vm_bench(rounds=settings.rounds, seconds=settings.time)
 
 
 def show(result: Result, console: Console) -> None:
@@ -94,5 +108,9 @@ COMMAND = Command(
                          Option("--length", "ids a bag", 80, count),
                          Option("--profile", "of the drive", "rmssd")),
                 examples=("emucsd bench lookup", "emucsd bench lookup --rows 1M --json")),
+        Command("vm", "a drive in a guest machine against QEMU's own NVMe device", run_vm, show,
+                options=(Option("--rounds", "of all disks and queue depths", 5, count),
+                         Option("--time", "how long each run takes", 2.0, seconds, metavar="SECONDS")),
+                examples=("emucsd bench vm", "emucsd bench vm --rounds 2 --time 1 --json")),
     ),
 )  # fmt: skip
