@@ -18,6 +18,12 @@ def _qemu(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _accelerator(arguments: Sequence[str]) -> int:
+    from emucsd_femu.accelerator import main
+
+    return main(arguments)
+
+
 def _testbed(arguments: Sequence[str]) -> int:
     from emucsd_femu.supervisor import main
 
@@ -36,12 +42,20 @@ def _compile(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _bench_vm(arguments: Sequence[str]) -> int:
+    from emucsd_femu.bench_vm import main
+
+    return main(arguments)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": _serve,
     "qemu": _qemu,
     "testbed": _testbed,
+    "accelerator": _accelerator,
     "femu": _femu,
     "compile": _compile,
+    "bench-vm": _bench_vm,
 }
 
 

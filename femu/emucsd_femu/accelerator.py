@@ -6,21 +6,26 @@ with a kernel and one program, which prints a word and reboots.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
 import platform
 import shutil
 import struct
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from emucsd_femu import qemu
-from emucsd_femu.errors import MachineError, MachineTimeout, SettingsError
+from emucsd_femu import qemu, qemu_root
+from emucsd_femu.errors import FemuError, MachineError, MachineTimeout, SettingsError
 from emucsd_femu.qemu import Machine
 from emucsd_femu.qemu_root import Qemu
+from emucsd_images.errors import ImagesError
+from emucsd_images.image import image
 from emucsd_images.initramfs import Initramfs
 from emucsd_wire.paths import cache_root
 
@@ -31,6 +36,7 @@ _BOOT_SECONDS = 30.0  # until the program ran
 _MEMORY = 256 << 20
 _MAGIC, _RESTART = (0xFEE1DEAD, 672274793), 0x01234567  # linux/reboot.h
 _CONSOLES = {"x86_64": "ttyS0 earlyprintk=ttyS0", "aarch64": "ttyAMA0 earlycon"}
+_IMAGES = {"x86_64": ("host", "host-small"), "aarch64": ("isp", "isp-small")}
 _ARGUMENTS = {"tcg": "tcg,thread=multi", "kvm": "kvm"}
 
 
@@ -76,6 +82,35 @@ def choose(emulator: Qemu, architecture: str, kernel: Path | None) -> Accelerato
     found = trial(emulator, architecture, kernel, "kvm")
     _remember(emulator, found)
     return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Say for each kind of machine how it would run here, and why."""
+    parser = argparse.ArgumentParser(prog="python -m emucsd_femu accelerator", description="KVM or TCG, and why.")
+    parser.add_argument("--no-trial", action="store_true", help="boot nothing; tell what is known")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    options = parser.parse_args(arguments)
+    found: dict[str, Accelerator] = {}
+    for architecture, names in _IMAGES.items():
+        try:
+            emulator = qemu_root.find(architecture, build=False)
+            kernel = None if options.no_trial else _kernel(names)
+            found[architecture] = choose(emulator, architecture, kernel)
+        except FemuError as problem:
+            print(f"{architecture}: {problem}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({architecture: one._asdict() for architecture, one in found.items()}))
+    else:
+        print("\n".join(f"{architecture}: {one}" for architecture, one in found.items()))
+    return 0 if found else 1
+
+
+def _kernel(names: Sequence[str]) -> Path | None:
+    """That of an image which is there already."""
+    for name in names:
+        with contextlib.suppress(ImagesError):
+            return image(name, build=False).kernel
+    return None
 
 
 def trial(emulator: Qemu, architecture: str, kernel: Path, name: str) -> Accelerator:

@@ -17,7 +17,9 @@ USES = {
     "lookups in the drive, checked against NumPy": ("processor", "python"),
     "lookups checked against PyTorch": ("torch",),
     "the demo with its picture": ("matplotlib",),
-    "a drive in a virtual machine": ("QEMU", "/dev/shm"),
+    "a drive in a virtual machine of yours": ("QEMU x86_64", "/dev/shm"),
+    "a testbed: a host machine, and a Linux in the drive": ("QEMU x86_64", "QEMU aarch64", "images", "/dev/shm"),
+    "a testbed without virtual machines: the local ISP engine": ("namespaces", "/dev/net/tun"),
 }
 COLOURS = {probes.GOOD: "green", probes.PARTLY: "yellow", probes.MISSING: "red"}
 

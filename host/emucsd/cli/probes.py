@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import ctypes.util
-import fcntl
 import importlib.metadata
 import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from emucsd.cli.units import show_size
-from emucsd.process import environment
 
 GOOD, PARTLY, MISSING = "ok", "partly", "missing"
-KVM_GET_API_VERSION = 0xAE00  # linux/kvm.h
 
 
 class Finding(NamedTuple):
@@ -90,49 +86,6 @@ def folder(name: str, path: Path, needed_for: str, wanted: int) -> Finding:
     return Finding(name, GOOD, found, needed_for)
 
 
-def qemu() -> Finding:
-    """A QEMU that can attach a drive, as `python -m emucsd_femu qemu` finds it."""
-    needed_for = "attaching a drive to a virtual machine"
-    argv = [sys.executable, "-m", "emucsd_femu", "qemu", "--no-build"]
-    done = subprocess.run(
-        argv,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-    )
-    if done.returncode:
-        step = "python -m emucsd_femu qemu makes a private one, without root"
-        return Finding("QEMU", MISSING, done.stderr.strip().splitlines()[0], needed_for, step)
-    return Finding("QEMU", GOOD, done.stdout.strip().removeprefix("QEMU "), needed_for)
-
-
-def kvm() -> Finding:
-    """Opens /dev/kvm and asks for its version. Whether guests boot under it only a boot can tell."""
-    needed_for = "virtual machines at full speed (a later version; this one boots them under TCG)"
-    try:
-        descriptor = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return Finding(
-            "/dev/kvm", MISSING, "not there", needed_for, "enable virtualisation in the firmware or the cloud"
-        )
-    except OSError as exc:
-        return Finding("/dev/kvm", MISSING, exc.strerror or str(exc), needed_for, "add yourself to the group kvm")
-    try:
-        version = fcntl.ioctl(descriptor, KVM_GET_API_VERSION)
-    except OSError as exc:
-        return Finding("/dev/kvm", MISSING, f"opens, but says {exc.strerror}", needed_for)
-    finally:
-        os.close(descriptor)
-    return Finding(
-        "/dev/kvm",
-        GOOD,
-        f"opens, API version {version}; whether a guest boots under it only a boot can tell",
-        needed_for,
-    )
-
-
 def device_node(path: str, needed_for: str, next_step: str) -> Finding:
     if not Path(path).exists():
         return Finding(path, MISSING, "not there", needed_for, next_step)
@@ -162,6 +115,7 @@ Probe = Callable[[], Finding]
 
 def probes(runtime: Path, store: Path, cache: Path) -> list[Probe]:
     """Every probe, in the order in which a newcomer meets what it looks at."""
+    from emucsd.cli import probe_machines
     from emucsd.cli.probe_femu import femu
 
     plots = "pip install 'emucsd[plots]'"
@@ -176,11 +130,14 @@ def probes(runtime: Path, store: Path, cache: Path) -> list[Probe]:
         lambda: folder("runtime folder", runtime, "sockets of running drives", 1 << 20),
         lambda: folder("store folder", store, "what drives hold", 1 << 30),
         lambda: folder("/dev/shm", Path("/dev/shm"), "memory shared with virtual machines", 512 << 20),
-        qemu,
+        lambda: probe_machines.qemu("host machine"),
+        lambda: probe_machines.qemu("ISP machine"),
         femu,
-        kvm,
-        lambda: program("mmdebstrap", "making a private QEMU and the system tests' guest", "mmdebstrap"),
+        probe_machines.accelerator,
+        probe_machines.images,
+        probe_machines.namespaces,
+        lambda: program("mmdebstrap", "making a private QEMU and machines' images", "mmdebstrap"),
         lambda: device_node("/dev/fuse", "a drive's namespaces as files (a later version)", "modprobe fuse"),
         fuse_library,
-        lambda: device_node("/dev/net/tun", "the network to a drive (a later version)", "modprobe tun"),
+        lambda: device_node("/dev/net/tun", "the tunnel where there is no host machine", "modprobe tun"),
     ]
