@@ -87,9 +87,13 @@ class Told:
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
         self._last = Waiting(fd)
+        self._told = ""
 
     def progress(self, text: str) -> None:
-        """One more line of what it is at."""
+        """One more line of what it is at; the same again is no news."""
+        if text == self._told:
+            return
+        self._told = text
         log.info("%s", text)
         if self._fd is not None:
             try:
