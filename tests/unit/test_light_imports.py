@@ -26,7 +26,8 @@ COMPILED = ("numba", "llvmlite", "rich", "msgspec", "torch", "paramiko", "pyrout
 NO_NUMPY = ("numpy", *COMPILED)
 
 WIRE = ("layout", "vendor", "nvme", "identify", "logs", "features", "registers", "paths", "vfio_user")
-LINUX = ("ioctl", "uring", "nodes")
+LINUX = ("ioctl", "uring", "nodes", "blocks")
+NUMPY = ("drive", "table", "tablefile", "volume", "admin", "namespace", "linux.attachment", "linux.queue")
 
 
 def load(modules: list[str], blocked: tuple[str, ...]) -> None:
@@ -52,3 +53,9 @@ def test_wire_needs_no_numpy(name: str) -> None:
 def test_linux_interfaces_need_no_numpy(name: str) -> None:
     """Passthrough to Linux's nvme driver is Python's standard library alone."""
     load([f"emucsd.linux.{name}"], NO_NUMPY)
+
+
+@pytest.mark.parametrize("name", NUMPY)
+def test_the_library_through_linux_needs_numpy_alone(name: str) -> None:
+    """Drives, namespaces and tables load without Numba and the command line's packages: guests have none of them."""
+    load([f"emucsd.{name}"], COMPILED)

@@ -16,8 +16,8 @@ VENDOR_ID = 0x1D1D
 _SYS = Path("/sys")
 _CONTROLLER = re.compile(r"nvme(\d+)")
 _NODE = re.compile(r"(?:/dev/)?(nvme\d+|nvme\d+n\d+(?:p\d+)?|ng\d+n\d+)")
-# nvme0n1; nvme0c0n1: a path to nvme0n1 through controller 0, which has no node; ng0n1: the character device
-_NAMESPACE = re.compile(r"(?:nvme|ng)(\d+)(?:c\d+)?n(\d+)")
+# nvme0n1; nvme0c0n1: a path to nvme0n1 through controller 0, which has no node of its own
+_NAMESPACE = re.compile(r"nvme(\d+)(?:c\d+)?n(\d+)")
 
 
 class NamespaceNode(NamedTuple):
@@ -93,26 +93,15 @@ def namespaces(name: str, root: Path = _SYS) -> list[NamespaceNode]:
     """
     folder = root / "class/nvme" / name
     found: dict[int, NamespaceNode] = {}
-    for entry in sorted(folder.iterdir()):
-        match = _NAMESPACE.fullmatch(entry.name)
-        nsid = _nsid(entry, root) if match else 0
-        if match is None or not nsid:
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match, told = _NAMESPACE.fullmatch(entry.name), _text(entry / "nsid")
+        if match is None or not told:
             continue
-        character = Path(f"/dev/ng{match[1]}n{match[2]}")
-        block = f"nvme{match[1]}n{match[2]}"
-        has_block = (root / "class/block" / block).exists()
-        found[nsid] = NamespaceNode(nsid, character, Path("/dev") / block if has_block else None)
+        disk = f"nvme{match[1]}n{match[2]}"
+        shown = root / "class/block" / disk  # hidden: of a command set that Linux makes no block device of
+        block = Path("/dev") / disk if shown.exists() and _text(shown / "hidden") != "1" else None
+        found[int(told)] = NamespaceNode(int(told), Path(f"/dev/ng{match[1]}n{match[2]}"), block)
     return [found[nsid] for nsid in sorted(found)]
-
-
-def _nsid(entry: Path, root: Path) -> int:
-    """From sysfs: of a block device or path its ``nsid``; of a character device its number, where it has no other."""
-    if text := _text(entry / "nsid"):
-        return int(text)
-    match = re.fullmatch(r"ng(\d+)n(\d+)", entry.name)
-    if match is None or (root / "class/block" / f"nvme{match[1]}n{match[2]}").exists():
-        return 0
-    return int(match[2])
 
 
 def controller_of(path: str | Path, root: Path = _SYS) -> str:
