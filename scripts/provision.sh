@@ -105,9 +105,6 @@ ID='' VERSION_ID='' VERSION_CODENAME='' PRETTY_NAME=''
 # shellcheck source=/dev/null
 [ ! -r /etc/os-release ] || . /etc/os-release
 step "${PRETTY_NAME:-an unknown Linux}, $(uname -m), for user $user"
-command -v apt-get >/dev/null 2>&1 ||
-    die "no apt-get: this script knows Debian and Ubuntu" \
-        "install the packages' equals by hand, then scripts/demo.sh: $(sed -n 's/^wanted="\(.*\)"$/\1/p' "$0")"
 case $ID-$VERSION_ID in
 debian-1[23]* | ubuntu-2[4-9]*) ;;
 *) say "tried on Debian 13, 12 and Ubuntu 24.04 only; going on" ;;
@@ -118,6 +115,8 @@ bookworm | jammy) fuse=libfuse2 ;;
 esac
 wanted="ca-certificates python3 python3-venv mmdebstrap debian-archive-keyring e2fsprogs xfsprogs fio fuse3 iperf3"
 wanted="$wanted iproute2 kmod openssh-client procps util-linux $fuse"
+command -v apt-get >/dev/null 2>&1 || die "no apt-get: this script knows Debian and Ubuntu" \
+    "install by hand what your distribution calls these, then scripts/demo.sh: $wanted"
 missing=
 for package in $wanted; do
     dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing="$missing $package"
