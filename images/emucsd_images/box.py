@@ -1,8 +1,8 @@
 """A Vagrant box: Debian 13 installed on a disk that boots, for `vagrant up` where none can be downloaded.
 
-Made by mmdebstrap, as root or in a user namespace; no loop device, no boot of anything. The disk is one ext4 filesystem
-behind GRUB, which is put where a BIOS looks for it byte by byte: its first sector, then the rest before the partition.
-The box is for the libvirt provider (and what else takes QEMU's disks); it has the packages of scripts/provision.sh.
+Made by mmdebstrap, as root; no loop device, no boot of anything. The disk is one ext4 filesystem behind GRUB, which is
+put where a BIOS looks for it byte by byte: its first sector, then the rest before the partition. The box is for the
+libvirt provider (and what else takes QEMU's disks); it has the packages of scripts/provision.sh.
 """
 
 from __future__ import annotations
@@ -64,9 +64,11 @@ _DEFAULTS = (
 def make(out: Path, *, progress: Progress = print) -> None:
     """Write the box file: some 2 minutes, and 3 GB beside it meanwhile.
 
-    :raises ImageMissing: a program is missing, or one of them failed; says which
+    :raises ImageMissing: not root, a program is missing, or one of them failed; says which
     :raises PackagesMissing: no mirror of Debian is known
     """
+    if os.geteuid() != 0:
+        raise ImageMissing("to install Debian into a box takes root: sudo, or the box of a machine where you have it")
     for program, package in (("mmdebstrap", "mmdebstrap"), ("mke2fs", "e2fsprogs"), ("qemu-img", "qemu-utils")):
         if shutil.which(program, path=_path()) is None:
             raise ImageMissing(f"{program} is not installed: apt-get install {package}")

@@ -74,9 +74,17 @@ def test_the_box_is_provisioned_already() -> None:
 def test_a_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is downloaded: the program and its package."""
     monkeypatch.setattr(box, "_path", lambda: "/nowhere")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     with pytest.raises(ImageMissing, match="mmdebstrap is not installed: apt-get install mmdebstrap"):
         box.make(tmp_path / "emucsd.box")
     assert not list(tmp_path.iterdir())
+
+
+def test_without_root_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installing packages needs their scripts run as root."""
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(ImageMissing, match="takes root"):
+        box.make(tmp_path / "emucsd.box")
 
 
 def test_dry_run_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
