@@ -1,8 +1,9 @@
 """Runs in the host machine, as root: this project's library over Linux's own nvme driver. The last line is JSON.
 
-    linux_worker.py /dev/nvme0        says of each section below what it found; a section that fails says its traceback
+    linux_worker.py /dev/nvme0 [SECTION ...]
 
-Overwrites the drive. Needs Python and NumPy; ends with no file system mounted.
+says of each section (below; default: all) what it found; one that fails says its traceback. Overwrites the drive. Needs
+Python and NumPy; ends with no file system mounted.
 """
 
 from __future__ import annotations
@@ -355,7 +356,7 @@ def files(block: Path) -> Found:
     return found
 
 
-def main(node: Path) -> int:
+def main(node: Path, wanted: Sequence[str]) -> int:
     name = node.name
     (space,) = nodes.namespaces(name)
     assert space.block is not None
@@ -370,8 +371,8 @@ def main(node: Path) -> int:
         "loaded": lambda: {name: name in sys.modules for name in NOT_HERE},
     }
     found: dict[str, Found] = {}
-    for title, section in sections.items():
-        begun = time.monotonic()
+    for title in wanted or sections:
+        section, begun = sections[title], time.monotonic()
         try:
             found[title] = section()
         except Exception:
@@ -384,4 +385,4 @@ def main(node: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
