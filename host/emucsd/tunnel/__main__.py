@@ -111,8 +111,7 @@ class Process:
             self._child = subprocess.Popen(options.command)
 
     def _ready(self) -> bool:
-        channels = self._end.loop.channels
-        return all(channel.up or channel.received for channel in channels) or self._child is not None
+        return all(channel.up for channel in self._end.loop.channels)
 
     def run(self) -> int:
         """:returns: the exit code: the command's, where there is one"""

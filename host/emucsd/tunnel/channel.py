@@ -179,8 +179,8 @@ class Channel:
         self._new = False
         if not found.flags & SetupFlag.OPEN:
             raise TunnelRefused("the host has not opened this drive's tunnel")
-        self._role.joined(found)
         self.up = True
+        self._role.joined(found)
         self._wait = FIRST_WAIT
         self._tell(f"up, MTU {found.mtu}")
         for buffer in range(SENDS, BUFFERS):

@@ -88,6 +88,11 @@ class Tunnel:
         """Counters: plain values."""
         return self._end.status()
 
+    @property
+    def rounds(self) -> int:
+        """How often its thread has had something to do."""
+        return self._end.loop.rounds
+
     def close(self) -> None:
         """Close the drives' tunnels and take the interface away. Harmless when repeated."""
         self._closing.close()
