@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ class _Pending(NamedTuple):
     submitted: int
 
 
-class LinuxQueue:
+class LinuxQueue(ABC):
     """What both have in common: tokens, completions that nobody has taken yet, and memory that may still be written.
 
     :param qid: 0 for admin commands
@@ -151,6 +152,7 @@ class LinuxQueue:
                 self._abandoned.add(token)
             self._done.pop(token, None)
 
+    @abstractmethod
     def flush(self) -> None:
         """Send what ``submit_one(ring=False)`` entered."""
 
@@ -175,19 +177,23 @@ class LinuxQueue:
         outcome.finish(int(np.count_nonzero(outcome.statuses)), time.monotonic_ns() - started)
         return outcome
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of what is behind the queue. Harmless when repeated."""
 
     # -- for the two of them
 
+    @abstractmethod
     def _enter(self, token: int, pending: _Pending) -> None:
-        raise NotImplementedError
+        """Take on a single command."""
 
+    @abstractmethod
     def _reap(self, wait: int, seconds: float) -> None:
         """Take completions, after waiting for ``wait`` of them at most ``seconds``."""
 
+    @abstractmethod
     def _batch(self, columns: Columns, outcome: Outcome, depth: int, burst: int) -> None:
-        raise NotImplementedError
+        """Run a batch to its end."""
 
     def _node(self, nsid: int) -> int:
         return self._nodes(nsid)
@@ -225,6 +231,12 @@ class LinuxQueue:
 class IoctlQueue(LinuxQueue):
     """One command at a time, in the caller's thread."""
 
+    def flush(self) -> None:
+        """Everything has been sent."""
+
+    def close(self) -> None:
+        """There is nothing behind it."""
+
     def _enter(self, token: int, pending: _Pending) -> None:
         self._pending[token] = pending
         self._counters["doorbells"] += 1
@@ -239,6 +251,9 @@ class IoctlQueue(LinuxQueue):
             self._done[token] = problem
             return
         self._end(token, answer.status, answer.result)
+
+    def _reap(self, wait: int, seconds: float) -> None:
+        """Every command has completed when ``submit_one`` came back."""
 
     def _run(self, asked: Sqe, address: int, size: int) -> ioctl.Answer:
         request = ioctl.IOCTL_IO64_CMD if self.qid else ioctl.IOCTL_ADMIN64_CMD
