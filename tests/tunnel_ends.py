@@ -116,10 +116,10 @@ class Place:
         assert self._keeper.stdin is not None
         self._keeper.stdin.close()
         self._keeper.wait()
-        for process in (self._keeper, *self._children):
-            for stream in (process.stdout, process.stderr):
-                if stream is not None:
-                    stream.close()
+        streams = [self._keeper.stdout, *(s for child in self._children for s in (child.stdout, child.stderr))]
+        for stream in streams:
+            if stream is not None:
+                stream.close()
 
 
 class End:

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,9 @@ def test_a_controller_reset_in_mid_transfer(drive: Drive, isp: tunnel_ends.End) 
     with Tunnel([drive], private=True).wait(PATIENCE) as tunnel:
         isp.wait()
         with tunnel.connect(0, 7) as link:
-            resets = threading.Thread(target=lambda: (under_way(drive.control), drive.reset()))
+            resets = threading.Thread(
+                target=lambda: [step() for step in (partial(under_way, drive.control), drive.reset)]
+            )
             resets.start()
             assert echo(link, data) == data
             resets.join()

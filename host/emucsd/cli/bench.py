@@ -8,6 +8,7 @@ from rich.table import Table
 
 from emucsd.cli.command import Command, Option, Result, Settings
 from emucsd.cli.units import count, seconds, show_count, show_time
+from emucsd.tunnel.network import DEFAULT_MTU
 
 
 def _iops(value: float) -> str:
@@ -28,6 +29,14 @@ def _s(value: float) -> str:
 
 def _gb(value: float) -> str:
     return f"{value:.2f} GB"
+
+
+def _mbit(value: float) -> str:
+    return f"{value:,.0f} Mbit/s"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1f} % of a core"
 
 
 def _plain(value: float | bool) -> str:
@@ -55,8 +64,21 @@ FIGURES = {
     "qd32_null_ratio": ("queue depth 32, against QEMU's device without data (null-co)", _plain),
     "qd1_null_ratio": ("the same, queue depth 1", _plain),
     "idle_cpu": ("the drive's processor time while its guest is idle, cores", _plain),
+    "tunnel_to_isp_mbit": ("tunnel, TCP to the ISP engine's end", _mbit),
+    "tunnel_to_host_mbit": ("the same, to the host's end", _mbit),
+    "tunnel_ping_median_us": ("its round trip, one packet at a time: median", _us),
+    "tunnel_ping_p99_us": ("the same, 99th percentile", _us),
+    "tunnel_idle_host_percent": ("processor time of the host's end while nothing comes", _percent),
+    "tunnel_idle_isp_percent": ("of the ISP engine's end", _percent),
+    "tunnel_idle_drive_percent": ("of the drive", _percent),
     "bit_equal": ("sums equal NumPy's and PyTorch's, bit for bit", _plain),
 }
+
+
+def run_tunnel(settings: Settings) -> Result:
+    from emucsd.bench.tunnel import run_tunnel_bench
+
+    return run_tunnel_bench(seconds=settings.time, mtu=settings.mtu, profile=settings.profile)
 
 
 def run_io(settings: Settings) -> Result:
@@ -108,6 +130,11 @@ COMMAND = Command(
                          Option("--length", "ids a bag", 80, count),
                          Option("--profile", "of the drive", "rmssd")),
                 examples=("emucsd bench lookup", "emucsd bench lookup --rows 1M --json")),
+        Command("tunnel", "TCP/IP through a drive: both ends on this machine, in network namespaces", run_tunnel, show,
+                options=(Option("--time", "how long each direction is measured", 3.0, seconds, metavar="SECONDS"),
+                         Option("--mtu", "of the tunnel's network", DEFAULT_MTU, count),
+                         Option("--profile", "of the drive", "null")),
+                examples=("emucsd bench tunnel", "emucsd bench tunnel --mtu 1500 --json")),
         Command("vm", "a drive in a guest machine against QEMU's own NVMe device", run_vm, show,
                 options=(Option("--rounds", "of all disks and queue depths", 5, count),
                          Option("--time", "how long each run takes", 2.0, seconds, metavar="SECONDS")),
