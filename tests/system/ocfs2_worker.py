@@ -1,6 +1,7 @@
 """Runs in a machine, with nothing but Python: works on a shared tree as one of several nodes, or tells what is in it.
 
-    ocfs2_worker.py work FOLDER NODE SECONDS   create, append, rename, lock, read, remove; the last line printed is JSON
+    ocfs2_worker.py work FOLDER NODE SECONDS   create, append, rename, lock, read, remove, until FOLDER/stop-NODE is
+                                               there; the last line printed is JSON
     ocfs2_worker.py tell FOLDER                a digest of all names and contents, as JSON
 
 Every file's content follows from its name, so any node can check any file. FOLDER/synced-NODE says up to which round
@@ -92,7 +93,7 @@ def work(folder: Path, node: str, seconds: float) -> dict[str, float]:
     end = time.monotonic() + seconds
     number = read = 0
     slowest = 0.0
-    while time.monotonic() < end:
+    while time.monotonic() < end and not (folder / f"stop-{node}").exists():
         begun = time.monotonic()
         name = f"{node}-{number}"
         draft = folder / f"{name}.draft"
