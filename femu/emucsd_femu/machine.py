@@ -23,7 +23,7 @@ from emucsd_femu.qemu import Machine
 from emucsd_femu.qemu_root import Qemu
 from emucsd_femu.qmp import Monitor
 from emucsd_femu.server import listen
-from emucsd_femu.shell import Door, Shell, greets
+from emucsd_femu.shell import Door, Shell, Way, greets
 from emucsd_images.image import Image
 from emucsd_images.seed import Seed
 
@@ -180,7 +180,7 @@ class LinuxMachine:
             raise TestbedError(f"machine {self.name}: QEMU forwards no port: {told!r}")
         return int(found[1])
 
-    def look(self, through: Callable[[], Shell | None]) -> bool:
+    def look(self, through: Callable[[], Way | None]) -> bool:
         """One step of waiting. :returns: whether it is up :raises TestbedError: it ended instead
 
         :param through: a connection to the machine that stands before this one; None: there is none to wait for
@@ -314,11 +314,14 @@ class LinuxMachine:
 
 
 @contextlib.contextmanager
-def connected(machines: Sequence[LinuxMachine], seconds: float) -> Iterator[Shell]:
-    """A connection to the last of a row of machines, each reached from the one before. :raises ShellError: none"""
+def connected(machines: Sequence[LinuxMachine], seconds: float, way: Way | None = None) -> Iterator[Shell]:
+    """A connection to the last of a row of machines, each reached from the one before. :raises ShellError: none
+
+    :param way: to the first
+    """
     with contextlib.ExitStack() as stack:
         shell: Shell | None = None
         for machine in machines:
-            shell = stack.enter_context(Shell(machine.door(), seconds, shell))
+            shell = stack.enter_context(Shell(machine.door(), seconds, shell or way))
         assert shell is not None, "name a machine"
         yield shell

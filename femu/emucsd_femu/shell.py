@@ -10,8 +10,9 @@ import contextlib
 import io
 import socket
 import time
+from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import paramiko
 
@@ -36,14 +37,48 @@ class Door(NamedTuple):
     host_key: str  # the machine's public key, ssh-ed25519 ...
 
 
+class Way(Protocol):
+    """Something that makes connections from where a machine can be reached."""
+
+    def channel(self, address: str, port: int, seconds: float) -> socket.socket | paramiko.Channel:
+        """A TCP connection from there. :raises ShellError: it can't be"""
+
+
+class Proxy:
+    """The Unix socket of a tunnel's host end: one line each way, then the connection."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def channel(self, address: str, port: int, seconds: float) -> socket.socket:
+        """See ``Way``."""
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            link.settimeout(seconds)
+            link.connect(str(self._path))
+            link.sendall(f"CONNECT {address}:{port}\n".encode())
+            answer = b""
+            while not answer.endswith(b"\n") and (one := link.recv(1)):
+                answer += one
+            if not answer.startswith(b"OK"):
+                raise ShellError(f"{address}:{port} by {self._path}: {answer.decode(errors='replace').strip()}")
+        except OSError as problem:
+            link.close()
+            raise ShellError(f"{address}:{port} by {self._path}: {problem}") from problem
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+
 class Shell:
     """A connection to a machine, its key checked.
 
-    :param through: the machine that stands between: this one is reached from there
+    :param through: what stands between: the machine is reached from there
     :raises ShellError: nobody answers in time, or somebody else does
     """
 
-    def __init__(self, door: Door, seconds: float, through: Shell | None = None) -> None:
+    def __init__(self, door: Door, seconds: float, through: Way | None = None) -> None:
         self._door, self._seconds = door, seconds
         try:
             link = dial(door, seconds, through)
@@ -112,14 +147,14 @@ class Shell:
             raise ShellError(f"{command!r}: {problem or type(problem).__name__}") from problem
 
 
-def dial(door: Door, seconds: float, through: Shell | None) -> socket.socket | paramiko.Channel:
+def dial(door: Door, seconds: float, through: Way | None) -> socket.socket | paramiko.Channel:
     """A stream to a machine's sshd. :raises OSError, ShellError: none"""
     if through is not None:
         return through.channel(door.address, door.port, seconds)
     return socket.create_connection((door.address, door.port), seconds)
 
 
-def greets(door: Door, seconds: float, through: Shell | None = None) -> bool:
+def greets(door: Door, seconds: float, through: Way | None = None) -> bool:
     """Whether an sshd answers there: its greeting comes before any key is asked for."""
     with contextlib.suppress(OSError, EOFError, ShellError), contextlib.closing(dial(door, seconds, through)) as link:
         link.settimeout(seconds)

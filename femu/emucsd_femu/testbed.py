@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from emucsd_femu import femu, machine, plans, qemu_root
+from emucsd_femu import femu, machine, plans, qemu_root, services
 from emucsd_femu.accelerator import Accelerator, choose
 from emucsd_femu.description import Description, DriveOf
 from emucsd_femu.drives import DriveChild, await_all
@@ -26,7 +26,8 @@ from emucsd_femu.keys import KeyPair
 from emucsd_femu.machine import LinuxMachine, State
 from emucsd_femu.plans import HOST
 from emucsd_femu.qemu_root import Qemu
-from emucsd_femu.shell import Shell
+from emucsd_femu.services import Service
+from emucsd_femu.shell import Proxy, Shell, Way
 from emucsd_images.errors import ImagesError
 from emucsd_images.image import Image, image
 from emucsd_wire import paths
@@ -59,7 +60,9 @@ class Testbed:
         self.drives = [DriveChild(drive, lifeline) for drive in description.drives]
         self.machines: dict[str, LinuxMachine] = {}
         self.reasons: dict[str, str] = {}  # why this QEMU and this accelerator, by architecture
-        self._begun = time.monotonic()
+        self.services: list[Service] = []
+        self._lifeline = lifeline
+        self._begun = time.monotonic() - process_age()
         self._token = secrets.token_hex(16)
         self._key = KeyPair.make()
         self._disks = paths.store_folder(description.name) / "machines"
@@ -81,12 +84,56 @@ class Testbed:
         self._make_machines()
         self.progress("starting drives")
         await_all(self.drives, cancelled=self.cancelled, progress=self.progress)
+        self._start_services()
         for one in self.machines.values():
             one.start()
             self.write_record()
         self._await_machines(list(self.machines.values()))
+        self._await_engines()
         self.state = "up"
         self.write_record()
+
+    def _start_services(self) -> None:
+        """What runs here instead of in a machine."""
+        isps = self.description.isps
+        if HOST not in plans.wanted(self.description) and isps and self.description.tunnel.enabled:
+            self.services.append(services.host_end(self.description, self.runtime, self._lifeline))
+        for number, drive in isps.items():
+            if drive.isp.engine == "local":
+                name = plans.isp_name(number)
+                tunnel = self.description.tunnel.enabled
+                self.services.append(services.local_engine(name, drive, self.runtime, self._lifeline, tunnel=tunnel))
+        for service in self.services:
+            service.keep()
+
+    def _await_engines(self) -> None:
+        """Until every local engine's agent is reached. :raises TestbedError: one is not"""
+        if not self.description.tunnel.enabled:
+            return
+        end = time.monotonic() + SSH_SECONDS
+        for number, drive in self.description.isps.items():
+            name = plans.isp_name(number)
+            with self._bridge() as bridge:
+                while drive.isp.engine == "local" and not self._engine_answers(number, bridge):
+                    self.progress(f"{name}: starting")
+                    self._keep_services()
+                    if self.cancelled.wait(_LOOK_SECONDS):
+                        raise TestbedError("stopped while it started")
+                    if time.monotonic() > end:
+                        words = "\n".join(service.last_words() for service in self.services)
+                        raise TestbedError(f"{name}: its agent is not reached after {SSH_SECONDS:g} s\n{words}")
+            if drive.isp.engine == "local":
+                self.seconds[name] = round(time.monotonic() - self._begun, 3)
+
+    def _engine_answers(self, number: int, bridge: Callable[[], Way]) -> bool:
+        with contextlib.suppress(ShellError):
+            bridge().channel(self.description.tunnel.address(number), services.AGENT_PORT, _CONNECT_SECONDS).close()
+            return True
+        return False
+
+    def _keep_services(self) -> None:
+        for service in self.services:
+            service.keep()
 
     def _make_machines(self) -> None:
         """Their disks and seeds; the drives start meanwhile."""
@@ -144,11 +191,13 @@ class Testbed:
                     raise TestbedError(f"{names}: no SSH after {machine.BOOT_SECONDS:g} s\n{waiting[0].last_words()}")
 
     @contextlib.contextmanager
-    def _bridge(self) -> Iterator[Callable[[], Shell | None]]:
-        """A connection to the host machine, made when it is first needed and again when it broke."""
+    def _bridge(self) -> Iterator[Callable[[], Way]]:
+        """A connection to the host machine, made when it is first needed and again when it broke; else the proxy."""
         held: list[Shell] = []
 
-        def bridge() -> Shell:
+        def bridge() -> Way:
+            if HOST not in self.machines:
+                return self._proxy()
             host = self.machines[HOST]
             if host.state is not State.UP:
                 raise ShellError("the host machine is not up")
@@ -178,7 +227,7 @@ class Testbed:
         return {"machine": name, "how": how, "state": one.state, "seconds": round(time.monotonic() - begun, 3)}
 
     def _reboot(self, one: LinuxMachine) -> str:
-        with machine.connected(self._row(one), _CONNECT_SECONDS) as shell:
+        with self._connected(one) as shell:
             one.rebooting(shell)
         self._await_again(one)
         return "rebooted"
@@ -203,7 +252,7 @@ class Testbed:
             shell = None
             with contextlib.suppress(ShellError):
                 if one.state is State.UP and one.plan.reachable:
-                    shell = stack.enter_context(machine.connected(self._row(one), _CONNECT_SECONDS))
+                    shell = stack.enter_context(self._connected(one))
             return one.power_off(shell)
 
     def _switch_on(self, one: LinuxMachine) -> str:
@@ -219,9 +268,16 @@ class Testbed:
         one.resume()
         return "goes on"
 
-    def _row(self, one: LinuxMachine) -> list[LinuxMachine]:
-        """The machines through which one is reached, itself last."""
-        return [one] if one.plan.address is None else [self.machines[HOST], one]
+    def _connected(self, one: LinuxMachine) -> contextlib.AbstractContextManager[Shell]:
+        """A connection to a machine, through the host machine or the proxy where it has no other network."""
+        if one.plan.address is None:
+            return machine.connected([one], _CONNECT_SECONDS)
+        if HOST in self.machines:
+            return machine.connected([self.machines[HOST], one], _CONNECT_SECONDS)
+        return machine.connected([one], _CONNECT_SECONDS, self._proxy())
+
+    def _proxy(self) -> Proxy:
+        return Proxy(services.proxy_socket(self.runtime))
 
     def act_on_drive(self, name: str, action: str) -> dict[str, Any]:
         """Something that happens to a drive. :raises TestbedError: no such drive, or it can't be now"""
@@ -252,6 +308,8 @@ class Testbed:
                 one.cut()
                 how[name] = f"killed ({problem})"
             one.disk.unlink(missing_ok=True)
+        for service in reversed(self.services):
+            service.stop()
         for child in self.drives:
             child.ask_to_stop()
         for child in self.drives:
@@ -274,7 +332,9 @@ class Testbed:
     # -- what is known about it --------------------------------------------------------------------------------------
 
     def notice(self) -> None:
-        """See which machines have ended of themselves."""
+        """See which machines have ended of themselves, and start services again that have."""
+        if self.state == "up":
+            self._keep_services()
         ended = [one for one in self.machines.values() if one.notice()]
         if ended and self.state == "up":
             self.write_record()
@@ -297,7 +357,9 @@ class Testbed:
                 "host": network.address(None),
                 "isps": {f"isp{number}": network.address(number) for number in self.description.isps},
                 "mtu": network.mtu,
+                **({} if HOST in self.machines else {"proxy": str(services.proxy_socket(self.runtime))}),
             },
+            "services": {service.name: {"pid": service.pid, "log": str(service.log)} for service in self.services},
             "token": str(self.runtime / "token"),
             "seconds": self.seconds,
             "reasons": self.reasons,
@@ -306,9 +368,10 @@ class Testbed:
 
     def _about(self, one: LinuxMachine) -> dict[str, Any]:
         door = one.door()
+        via = {"via": HOST} if HOST in self.machines else {"proxy": str(services.proxy_socket(self.runtime))}
         ssh = {
             "address": door.address, "port": door.port, "user": "root", "key": str(self.runtime / "id_ed25519"),
-            "host_key": door.host_key, **({"via": HOST} if one.plan.address else {}),
+            "host_key": door.host_key, **(via if one.plan.address else {}),
         }  # fmt: skip
         return {
             "state": str(one.state), "pid": one.pid, "boots": one.boots, "console": str(one.console),
@@ -320,6 +383,12 @@ class Testbed:
         draft = self.runtime / f"{RECORD}.new"
         draft.write_text(json.dumps(self.status(), indent=2) + "\n")
         draft.replace(self.runtime / RECORD)
+
+
+def process_age() -> float:
+    """Seconds since this process began: what a user waits for includes the start of Python."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def describe_plan(description: Description) -> dict[str, Any]:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
+
 import pytest
 
 from emucsd.errors import CommandFailed
 from emucsd.testbed import Testbed
+from emucsd_femu.sweep import sweep
+from tests.drive_process import until
+from tests.system.conftest import Make
 
 pytestmark = pytest.mark.vm
 
@@ -61,3 +68,50 @@ def test_the_machine_in_the_drive(testbed: Testbed) -> None:
     assert isp.run(read).out == testbed.host.run(read).out
     assert testbed.host.run("ping -c 1 -w 30 isp0").status == 0
     assert isp.run("ping -c 1 -w 30 host").status == 0
+
+
+TWO = """
+[testbed]
+name = "two"
+images = "small"
+[[drive]]
+name = "first"
+profile = "null"
+size = "1GiB"
+isp.engine = "none"
+[[drive]]
+name = "second"
+profile = "null"
+size = "2GiB"
+isp.engine = "none"
+"""
+
+
+def gone(pid: int) -> bool:
+    """Whether a process is no more."""
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_two_drives_and_a_supervisor_that_is_killed(make_testbed: Make) -> None:
+    """The host machine tells drives apart by slot; a killed drive has at the next boot what was synced.
+
+    Kill -9 of the supervisor ends QEMU and both drives, and the next sweep leaves no folder.
+    """
+    with make_testbed(TWO) as testbed:
+        host = testbed.host
+        sizes = host.run("for n in 10 11; do cat /sys/bus/pci/devices/0000:00:$n.0/nvme/nvme?/nvme*n1/size; done").out
+        assert [int(blocks) << 9 for blocks in sizes.split()] == [1 << 30, 2 << 30]
+        second = "/dev/$(ls /sys/bus/pci/devices/0000:00:11.0/nvme)n1"
+        host.run(f"dd if=/dev/urandom of={second} bs=1M count=4 conv=fsync 2>/dev/null", check=True)
+        written = host.run(f"head -c 4M {second} | md5sum").out
+        for drive in (testbed.drive(0), testbed.drive(1)):
+            drive.restart()
+        host.power_cut()
+        assert host.run(f"head -c 4M {second} | md5sum").out == written
+        about = testbed.status()
+        pids = [about["machines"]["host"]["pid"], *(drive["pid"] for drive in about["drives"])]
+        assert not any(map(gone, pids))
+        os.kill(about["pid"], signal.SIGKILL)
+        until(lambda: all(map(gone, pids)), 60)
+        assert sweep(testbed.runtime.parent) == ["two"]
+        assert not testbed.runtime.exists()
