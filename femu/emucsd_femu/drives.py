@@ -112,6 +112,10 @@ class DriveChild:
             return (self.runtime / "log").read_text(errors="replace")[-_TAIL:].strip()
         return ""
 
+    def doing(self) -> str:
+        """The newest line of its log, without time and place."""
+        return self.last_words().rpartition("\n")[2].partition(": ")[2][:100] or "starting"
+
     def kill(self) -> None:
         """kill -9: a power cut of the drive."""
         if self._process is not None:
@@ -151,4 +155,4 @@ def await_all(drives: Sequence[DriveChild], *, cancelled: Any, progress: Any, se
                 raise TestbedError("stopped while it started")
             if time.monotonic() > end:
                 raise TestbedError(f"drive {child.drive.name} did not serve in {seconds:g} s\n{child.last_words()}")
-            progress(f"drive {child.drive.name}: {child.last_words().rpartition(chr(10))[2][-100:]}")
+            progress(f"drive {child.drive.name}: {child.doing()}")

@@ -6,8 +6,8 @@ Both are processes of other packages, kept alive; they end with the testbed, at 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -30,14 +30,14 @@ _PIDS = ("--pid", "--fork", "--mount-proc", "--kill-child")  # needs a /proc tha
 class Service:
     """A process that is started again whenever it ends.
 
-    :param lifeline: a descriptor that it inherits, named by the option ``--lifeline-fd``
+    :param words: its command line; it ends when the pipe that ``--lifeline-fd`` names does
     :param log: what it prints
     """
 
-    def __init__(self, name: str, words: Sequence[str], log: Path, lifeline: int) -> None:
+    def __init__(self, name: str, words: Sequence[str], log: Path) -> None:
         self.name, self.log = name, log
-        self.words = [*words, "--lifeline-fd", str(lifeline)]
-        self._lifeline = lifeline
+        self.words = list(words)
+        self._lifeline = -1
         self._process: subprocess.Popen[bytes] | None = None
         self._failures = 0
         self._begun = 0.0
@@ -56,26 +56,34 @@ class Service:
         if self._process is not None:
             self._failures = 1 if now - self._begun > _LONG else self._failures + 1
             self._process = None
+            self._let_go()
         if now - self._begun < _PAUSES[min(self._failures, len(_PAUSES) - 1)]:
             return
         self._begun = now
         self.starts += 1
         self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(self.log, "ab") as log:
+        alive, self._lifeline = os.pipe()
+        with open(alive, "rb"), open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                self.words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(),
-                pass_fds=(self._lifeline,), start_new_session=True,
+                [*self.words, "--lifeline-fd", str(alive)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=environment(), pass_fds=(alive,), start_new_session=True,
             )  # fmt: skip
 
     def stop(self) -> None:
-        """Ask it, wait a little, kill it."""
+        """Let it end, wait a little, kill it."""
+        self._let_go()
         if self._process is None:
             return
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            self._process.send_signal(number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_STOP_SECONDS)
-                return
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _let_go(self) -> None:
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
 
     def last_words(self) -> str:
         """The end of what it printed."""
@@ -89,17 +97,17 @@ def proxy_socket(runtime: Path) -> Path:
     return paths.check_socket(runtime / "proxy")
 
 
-def host_end(description: Description, runtime: Path, lifeline: int) -> Service:
+def host_end(description: Description, runtime: Path) -> Service:
     """The tunnel's host end over all drives, in a network namespace of its own."""
     words = [sys.executable, "-m", "emucsd.tunnel", "host", "--private", "--network", description.tunnel.network]
     words += ["--proxy", str(proxy_socket(runtime))]
     words += ["--mtu", str(description.tunnel.mtu)] if description.tunnel.mtu is not None else []
     for drive in description.drives:
         words += ["--drive", str(paths.runtime_folder(drive.name))]
-    return Service("tunnel", words, runtime / "tunnel.log", lifeline)
+    return Service("tunnel", words, runtime / "tunnel.log")
 
 
-def local_engine(name: str, drive: DriveOf, runtime: Path, lifeline: int, *, tunnel: bool) -> Service:
+def local_engine(name: str, drive: DriveOf, runtime: Path, *, tunnel: bool) -> Service:
     """A drive's engine as a process here, held to what the drive's profile gives it.
 
     :param tunnel: False: it is reached by the Unix socket ``agent`` in its folder
@@ -114,7 +122,7 @@ def local_engine(name: str, drive: DriveOf, runtime: Path, lifeline: int, *, tun
     words += ["--token-file", str(runtime / "token"), "--work", str(folder / "work")]
     words += ["--cores", str(isp.cores), "--memory", str(isp.memory_bytes), "--cpu-share", str(isp.cpu_share)]
     words += [] if tunnel else ["--no-tunnel", "--listen", f"unix:{paths.check_socket(folder / 'agent')}"]
-    return Service(name, words, folder / "log", lifeline)
+    return Service(name, words, folder / "log")
 
 
 def namespaces() -> list[str]:

@@ -61,7 +61,6 @@ class Testbed:
         self.machines: dict[str, LinuxMachine] = {}
         self.reasons: dict[str, str] = {}  # why this QEMU and this accelerator, by architecture
         self.services: list[Service] = []
-        self._lifeline = lifeline
         self._begun = time.monotonic() - process_age()
         self._token = secrets.token_hex(16)
         self._key = KeyPair.make()
@@ -97,12 +96,12 @@ class Testbed:
         """What runs here instead of in a machine."""
         isps = self.description.isps
         if HOST not in plans.wanted(self.description) and isps and self.description.tunnel.enabled:
-            self.services.append(services.host_end(self.description, self.runtime, self._lifeline))
+            self.services.append(services.host_end(self.description, self.runtime))
         for number, drive in isps.items():
             if drive.isp.engine == "local":
                 name = plans.isp_name(number)
                 tunnel = self.description.tunnel.enabled
-                self.services.append(services.local_engine(name, drive, self.runtime, self._lifeline, tunnel=tunnel))
+                self.services.append(services.local_engine(name, drive, self.runtime, tunnel=tunnel))
         for service in self.services:
             service.keep()
 

@@ -104,7 +104,7 @@ def show(result: Result, console: Console) -> None:
     if not result["drives"] and not result["testbeds"]:
         console.print("nothing runs")
     for name, bed in result["testbeds"].items():
-        how = ", ".join(f"{machine} {told}" for machine, told in bed["machines"].items()) or "had ended"
+        how = ", ".join(f"{machine} {told}" for machine, told in bed["machines"].items()) or "stopped"
         kept = "deleted" if bed["deleted"] else "kept"
         console.print(
             f"{escape(name)}: {escape(how)}; what its drives held is {kept} ({escape(', '.join(bed['stores']))})",
