@@ -32,13 +32,27 @@
         ├── CompareFailure          2/85
         └── LookupRefused           7/C0 .. 7/C7, this drive's own
 
+Parts of the library have theirs beside them; each is found here by its name as well (``errors.VolumeFull``):
+
+    EmucsdError
+    ├── VolumeError                 volume: VolumeMissing, VolumeDamaged, VolumeFull, NameTaken, NameUnknown
+    ├── TableError                  rows: TableShapeError (a ValueError), NotATable, TableClosed
+    ├── IndexOutOfRange             lookup: an id names no row (an IndexError)
+    ├── RowUnreadable               lookup: the flash has lost a row
+    ├── FileRefused                 extents: a file that can't be a table, a class for each reason
+    ├── DemoFailed                  demo: a sum differs
+    ├── TunnelError                 tunnel.errors
+    ├── IspError                    isp.errors: IspUnreachable, IspRefused, IspLost, IspUnavailable, JobFailed, …
+    └── MountError                  mount.errors: MountUnavailable, MountTaken, MountMissing, MountBusy
+
 Every text carries the value at fault, its limit where there is one, and the next step.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emucsd_wire.nvme import DNR, Status
 
@@ -275,3 +289,18 @@ def error_for(command: str, status: int, dw0: int = 0, index: int | None = None)
     code = status & 0x7FF
     kind = LookupRefused if 0x7C0 <= code <= 0x7CF else _KINDS.get(code, NvmeError)
     return kind(command, code, dw0, dnr=bool(status & DNR), index=index)
+
+
+_PARTS = ("volume", "rows", "lookup", "extents", "demo", "tunnel.errors", "isp.errors", "mount.errors")
+
+
+if not TYPE_CHECKING:  # type checkers are to find typing errors in names from here
+
+    def __getattr__(name: str) -> Any:
+        """A part's error by its name. The part is loaded when it is asked for: it needs what is above."""
+        if name[:1].isupper():
+            for part in _PARTS:
+                found = getattr(importlib.import_module(f"emucsd.{part}"), name, None)
+                if isinstance(found, type) and issubclass(found, EmucsdError):
+                    return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

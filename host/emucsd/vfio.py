@@ -96,7 +96,9 @@ class VfioUser:
         except RequestRefused as exc:
             if exc.errno != errno.EBUSY:
                 raise
-            raise DriveBusy(f"{self.path} serves another client; close that one, or attach to the other port") from exc
+            raise DriveBusy(
+                f"{self.path} serves another client{_mounted(self.path)}; close that one, or attach to the other port"
+            ) from exc
         if len(payload) < wire.VERSION.size:
             raise ProtocolError(f"VERSION was answered with {len(payload)} bytes, at least 4 are due")
         version = wire.VERSION.unpack(payload)
@@ -300,6 +302,16 @@ class VfioUser:
     def reset(self) -> None:
         """Function-level reset of the device."""
         self.request(Command.DEVICE_RESET)
+
+
+def _mounted(path: Path) -> str:
+    """' (…)' where the port's client is a mount of this machine's; only asked when something went wrong."""
+    from emucsd.mount.mounts import mounts
+
+    for mount in mounts():
+        if (mount.runtime / f"port{mount.port}") == path.parent:
+            return f" (emucsd mount on {mount.directory}: emucsd umount {mount.directory} ends it)"
+    return ""
 
 
 class _Descriptor:

@@ -25,10 +25,14 @@ def _chosen(settings: Settings) -> Options:
     from emucsd.mount.process import Options
     from emucsd_wire import paths
 
-    background.described(settings.name)
+    if "/" in settings.name:
+        runtime = Path(settings.name).resolve()
+    else:
+        background.described(settings.name)
+        runtime = paths.runtime_folder(settings.name).absolute()
     return Options(
         drive=settings.name,
-        runtime=str(paths.runtime_folder(settings.name).absolute()),
+        runtime=str(runtime),
         directory=os.path.realpath(settings.directory),
         port=settings.port,
         read_only=settings.read_only,
@@ -110,7 +114,7 @@ COMMAND = Command(
     show=show,
     plan=plan,
     options=(
-        Option("name", "a drive that is up"),
+        Option("name", "a drive that is up: its name, or its runtime folder"),
         Option("directory", "an empty folder", metavar="DIR"),
         Option("--port", "0 faces the host; 1 is the drive's own engine's", 0, int),
         Option("--foreground", "serve in this process until it is interrupted or unmounted", False),

@@ -17,7 +17,7 @@ from emucsd.mount.errors import MountBusy, MountError, MountMissing, MountUnavai
 
 KIND = "emucsd"  # of file system: the kernel says fuse.emucsd
 _DETACH = 2  # MNT_DETACH
-_END_TIMEOUT_S = 20.0
+_HINT_S, _END_TIMEOUT_S = 1.0, 30.0
 
 
 class Mounted(NamedTuple):
@@ -84,9 +84,7 @@ def umount(directory: Path, *, lazy: bool = False) -> Mounted:
     ended = _watch(mount.pid)
     try:
         _take_away(mount, lazy=lazy)
-        if ended is not None and lazy:
-            signal.pidfd_send_signal(ended, signal.SIGTERM)
-        if ended is not None and not _wait(ended, _END_TIMEOUT_S):
+        if ended is not None and not _end(ended, at_once=lazy):
             raise MountError(
                 f"{mount.directory} is no longer mounted, but process {mount.pid} still holds the drive after "
                 f"{_END_TIMEOUT_S:g} s; kill -9 {mount.pid} ends it"
@@ -105,6 +103,17 @@ def _watch(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except (OSError, ProcessLookupError):
         return None
+
+
+def _end(process: int, *, at_once: bool) -> bool:
+    """Wait until a mount's process has left. The kernel tells it that the mount is gone, unless another mount namespace
+    (a container's) has a copy of it, or somebody still uses it: then it is asked to end.
+    """
+    if not at_once and _wait(process, _HINT_S):
+        return True
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+    return _wait(process, _END_TIMEOUT_S)
 
 
 def _wait(process: int, seconds: float) -> bool:

@@ -14,6 +14,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,6 +111,7 @@ class _Server:
     def __init__(self, options: Options, loop: Any, tree: Any) -> None:
         self.options, self.loop, self.tree = options, loop, tree
         self._session: Any = None
+        self._told_lost = False
 
     @contextmanager
     def mounted(self) -> Iterator[None]:
@@ -140,7 +142,9 @@ class _Server:
 
         told, spaces = False, None
         while not stop() and not self._session.exited:
-            if self.tree.lost is None and spaces is not self.tree.spaces:
+            if self.tree.lost is not None:
+                self._lost(self.tree.lost)
+            elif spaces is not self.tree.spaces:
                 spaces = self.tree.spaces
                 self.loop.follow(spaces, writable=self.tree.writable)
             why = self.loop.run(_SLICE_MS)
@@ -168,7 +172,10 @@ class _Server:
             self.loop.queue.link.vfio.check()
 
     def _lost(self, error: ConnectionLost) -> None:
-        """From here on every access fails, and status.json says why."""
+        """From here on every access fails, and status.json says why. Told once."""
+        if self._told_lost:
+            return
+        self._told_lost = True
         drive, directory = self.options.drive, self.options.directory
         self.tree.lost = error
         self.loop.lose(errno.EIO)
@@ -258,7 +265,9 @@ def launch(options: Options, *, tell: Callable[[str], None] | None = None) -> di
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10.0)
             raise
-    process.returncode = 0  # it goes on without us: no warning that nobody waits for it
+    threading.Thread(
+        target=process.wait, daemon=True
+    ).start()  # it goes on without us; where we go on too, it is reaped
     return {**answer, "log": str(path)}
 
 

@@ -149,7 +149,7 @@ class Session:
         args = _Args(len(argv), self._argv, 0)
         self._channel = self._lib.mount(os.fsencode(directory), ctypes.byref(args))
         if not self._channel:
-            raise _refused(directory)
+            raise _refused(directory, options)
         table = ctypes.addressof(self._table)
         self._fuse = self._lib.new(self._channel, ctypes.byref(args), table, ctypes.sizeof(self._table), None)
         if not self._fuse:
@@ -217,7 +217,7 @@ def _is_mounted(directory: Path) -> bool:
     return mount_at(directory) is not None
 
 
-def _refused(directory: Path) -> MountUnavailable | MountTaken:
+def _refused(directory: Path, options: list[str]) -> MountUnavailable | MountTaken:
     """Why libfuse would not mount, as far as can be told; its own words went to standard error."""
     if not directory.is_dir():
         return MountTaken(f"{directory} is no folder; make it first: mkdir -p {directory}")
@@ -225,7 +225,5 @@ def _refused(directory: Path) -> MountUnavailable | MountTaken:
         return MountUnavailable("without root a mount needs the program fusermount (Debian: apt install fuse3)")
     if not os.access(directory, os.W_OK):
         return MountTaken(f"{directory} is not yours to write; mount on a folder of your own")
-    return MountUnavailable(
-        f"{directory} could not be mounted on; the line above says why (--allow-other without root needs "
-        "user_allow_other in /etc/fuse.conf)"
-    )
+    hint = "; --allow-other without root needs user_allow_other in /etc/fuse.conf" if "allow_other" in options else ""
+    return MountUnavailable(f"{directory} could not be mounted on: libfuse's own words say why{hint}")

@@ -57,7 +57,7 @@ class Tree:
         self._tables: dict[str, Node] = {}
         self._folders: dict[str, list[str]] = {}
         self._looked = 0.0
-        self.refresh()
+        self._look()
 
     def has(self, name: str) -> bool:
         """Whether an operation is there."""
@@ -75,8 +75,13 @@ class Tree:
 
     def refresh(self) -> None:
         """Look at the drive's namespaces and tables, unless that was done a moment ago."""
-        if self.lost is not None or time.monotonic() - self._looked < _KEPT_S:
-            return
+        if self.lost is None and time.monotonic() - self._looked >= _KEPT_S:
+            try:
+                self._look()
+            except ConnectionLost as exc:  # names stay as they were: what is behind them can't be had
+                self.lost = exc
+
+    def _look(self) -> None:
         self._spaces = {space.nsid: space for space in self.drive.namespaces}
         tables: dict[str, Node] = {}
         for nsid, space in self._spaces.items():
@@ -174,8 +179,9 @@ class Tree:
     # -- operations: open files
 
     def open(self, path: str, info: Any) -> None:
-        self._check()
         node = self._node(path)
+        if not isinstance(node, Text):
+            self._check()
         if info.flags & _ACCESS != os.O_RDONLY and not node.writable:
             raise OSError(errno.EROFS if not self.writable else errno.EACCES, "not to be written")
         name = path.strip("/")
