@@ -186,6 +186,8 @@ def _become(spec: Mapping[str, Any], log: int, tell: int) -> None:
         if spec.get("cgroup"):
             with open(f"{spec['cgroup']}/cgroup.procs", "w") as file:
                 file.write("0")
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write("500")  # should the machine run out of memory: the job before the agent
         null = os.open("/dev/null", os.O_RDONLY)
         for source, target in ((null, 0), (log, 1), (log, 2)):
             os.dup2(source, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from emucsd.cli.main import main
 from emucsd.drive import Drive
 from emucsd.embedded import DriveProcess
 from emucsd.errors import InvalidArgument
 from emucsd.isp import local
 from emucsd.isp.client import Isp
-from emucsd.isp.errors import IspError, IspLost, IspRefused, IspUnavailable, LimitExceeded
+from emucsd.isp.errors import IspError, IspLost, IspRefused, IspUnavailable, IspUnreachable, LimitExceeded
 from emucsd.isp.local import LocalEngine
 from emucsd.isp.protocol import Limits
 from emucsd.isp.testbed import connect
@@ -150,6 +152,31 @@ def test_noted_for_the_command_line(drive: Drive) -> None:
         stranger.report()
 
 
+def test_command_line(drive: Drive, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`emucsd isp` by the drive's folder: state, a job with files and exit code, one left running, cancel."""
+    folder = str(drive.folder)
+    assert main(["isp", "status", folder]) == 0
+    assert "4 cores" in capfd.readouterr().out
+    (tmp_path / "in").write_text("text")
+    words = ["isp", "run", "--input", f"{tmp_path / 'in'}:a", "--output", f"b:{tmp_path / 'out'}", "--seconds", "1min"]
+    assert main([*words, folder, "--", "sh", "-c", "tr a-z A-Z <a | tee b"]) == 0
+    said = capfd.readouterr()
+    assert said.out == "TEXT"
+    assert "ended with status 0" in said.err
+    assert (tmp_path / "out").read_text() == "TEXT"
+    assert main(["isp", "run", "--json", folder, "sh", "-c", "echo to standard error; exit 3"]) == 1
+    said = capfd.readouterr()
+    assert json.loads(said.out)["result"]["status"] == 3
+    assert said.err == "to standard error\n"
+    assert main(["isp", "run", "--detach", "--json", folder, "sleep", "60"]) == 0
+    job = json.loads(capfd.readouterr().out)["job"]
+    assert main(["isp", "cancel", folder, job]) == 0
+    assert main(["isp", "attach", folder, job]) == 1
+    assert "cancelled" in capfd.readouterr().err
+    assert main(["isp", "run", folder, "--seconds", "5", "true"]) == 1
+    assert "come before NAME" in capfd.readouterr().err
+
+
 def test_client_resets_the_controller(drive: Drive, isp: Isp) -> None:
     """A controller reset of port 0 takes the tunnel's queue with it; the tunnel comes back, jobs go on."""
     job = isp.run(["sh", "-c", "echo one; sleep 0.3; echo two"], on_disconnect="detach")
@@ -163,15 +190,15 @@ def test_client_resets_the_controller(drive: Drive, isp: Isp) -> None:
 # -- restarts ----------------------------------------------------------------------------------------------------------
 
 
-def test_engine_killed_and_restarted() -> None:
-    """kill -9 of the engine loses its jobs; started again it joins the same tunnel, and is reached as before."""
+def test_restarts_of_engine_and_tunnel() -> None:
+    """kill -9 of the engine loses its jobs, a tunnel that the host closes does not; both come back."""
     namespaces()
-    with Drive.start("null", size=SIZE) as drive, LocalEngine(drive.folder) as engine:
-        try:
-            tunnel = Tunnel([drive], private=True)
-        except TunnelError as problem:
-            pytest.skip(str(problem))
-        with tunnel:
+    with Drive.start("null", size=SIZE) as drive:
+        with pytest.raises(InvalidArgument, match="isp='local'"):
+            _ = drive.isp
+        with pytest.raises(IspError, match="start the drive with one"):
+            connect(drive.folder)
+        with LocalEngine(drive.folder) as engine, tunnel_of(drive) as tunnel:
             isp = engine.client(tunnel.isp_address(0), tunnel._proxy)
             isp.wait_ready(SECONDS)
             job = isp.run(["sh", "-c", "echo here; sleep 60"])
@@ -181,11 +208,30 @@ def test_engine_killed_and_restarted() -> None:
             engine.restart()
             report = isp.wait_ready(SECONDS)
             assert report["jobs"] == {"receiving": 0, "running": 0, "ended": 0}
-            assert list(isp.run(["echo", "again"])) == ["again"]
+            job = isp.run(["sh", "-c", "echo one; while [ ! -e go ]; do sleep 0.05; done; echo two"], inputs={"x": b""},
+                          on_disconnect="detach")  # fmt: skip
+            assert next(iter(job)) == "one"
+            job.close()
+            tunnel.close()
+            with pytest.raises(IspUnreachable):
+                isp.report()
+            with tunnel_of(drive) as again:
+                isp = engine.client(again.isp_address(0), again._proxy)
+                isp.wait_ready(SECONDS)
+                (engine.folder / job.id / "go").touch()
+                assert list(isp.attach(job.id, log_offset=job.log_offset)) == ["two"]
+
+
+def tunnel_of(drive: Drive) -> Tunnel:
+    """The host's end, or skip where no network is to be had."""
+    try:
+        return Tunnel([drive], private=True)
+    except TunnelError as problem:
+        pytest.skip(str(problem))
 
 
 def test_no_tunnel_and_a_drive_that_comes_back(tmp_path: Path) -> None:
-    """Without a tunnel the engine has a socket of its own; it outlives its drive and attaches to the next one."""
+    """Without a tunnel the engine has a socket; it outlives its drive, attaches to the next one, and is missed."""
     namespaces()
     process = DriveProcess(profile="null", size=SIZE, store=tmp_path / "store", settings={"isp.cores": 2})
     runtime = process.runtime
@@ -201,6 +247,11 @@ def test_no_tunnel_and_a_drive_that_comes_back(tmp_path: Path) -> None:
         try:
             until(lambda: isp.report()["drive"]["attached"], SECONDS)
             assert isp.run([PYTHON, "-c", READ, "0", "10"]).wait().ok
+            job = isp.run(["sh", "-c", "echo on; sleep 60"])
+            assert next(iter(job)) == "on"
+            engine.kill()
+            with pytest.raises(IspLost):
+                job.wait()
         finally:
             again.terminate()
             again.wait(SECONDS)
@@ -232,15 +283,6 @@ def test_virtual_clock_is_refused() -> None:
     """Jobs run in real time: on a virtual clock there is no such engine."""
     with pytest.raises(InvalidArgument, match="real clock"):
         Drive.start("null", size=SIZE, clock="virtual", isp="local")
-
-
-def test_without_an_engine(tmp_path: Path) -> None:
-    """A drive without one says how to get one."""
-    with Drive.start("null", size=SIZE) as drive:
-        with pytest.raises(InvalidArgument, match="isp='local'"):
-            _ = drive.isp
-        with pytest.raises(IspError, match="start the drive with one"):
-            connect(drive.folder)
 
 
 @pytest.mark.parametrize(
@@ -315,18 +357,3 @@ def as_nobody(home: Path) -> list[str]:
         f"mount --bind '{keep}' '{inner}' && exec \"$@\""
     )
     return ["unshare", "--mount", "sh", "-ec", script, "sh", *drop, "--"]
-
-
-def test_lost_engine_is_told(tmp_path: Path) -> None:
-    """A job whose engine is killed raises IspLost, at once."""
-    namespaces()
-    process = DriveProcess(profile="null", size=SIZE, store=tmp_path / "store")
-    try:
-        with LocalEngine(process.runtime, tunnel=False) as engine:
-            job = engine.client().run(["sh", "-c", "echo on; sleep 60"])
-            assert next(iter(job)) == "on"
-            engine.kill()
-            with pytest.raises(IspLost):
-                job.wait()
-    finally:
-        process.stop()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RECORD = "testbed.json"
 HOST = "host"
+AGENT_SOCKET = "agent"  # of a local engine without a tunnel, in its folder
 
 
 class Jump:
@@ -61,10 +62,13 @@ def engine_of(record: Mapping[str, Any], number: int = 0) -> Isp:
     if not address:
         known = ", ".join(tunnel.get("isps", {})) or "none"
         raise IspUnreachable(f"{record['name']} has no {name}; there are: {known}")
+    socket = Path(record["token"]).parent / name / AGENT_SOCKET
     try:
         token = Path(record["token"]).read_text().strip()
     except OSError as problem:
         raise IspUnreachable(f"{record['token']}: {problem.strerror}; is the testbed up, and yours?") from problem
+    if not tunnel["enabled"] and socket.exists():
+        return Isp(token=token, socket=socket)
     if HOST in record["machines"]:
         jump = Jump(record, address)
         return Isp(address, token=token, dial=jump.dial, close=jump.close)
