@@ -64,6 +64,11 @@ class Tunnel:
         """A process in the tunnel's namespace (for nsenter), None where that is this machine's own."""
         return self._keeper.pid if self._keeper else None
 
+    @property
+    def proxy(self) -> Path | None:
+        """The Unix socket that leads into that namespace (``CONNECT address:port``), None where there is none."""
+        return self._proxy
+
     def isp_address(self, index: int = 0) -> str:
         """Of the ISP engine of drive ``index``."""
         return network.dotted(self.plan.isp(index))

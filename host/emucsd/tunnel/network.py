@@ -15,7 +15,7 @@ from typing import NamedTuple
 from emucsd.tunnel.errors import TunnelError
 
 DEFAULT_NETWORK = "10.77.0.0/24"
-DEFAULT_MTU = 32768
+DEFAULT_MTU = 32000  # with what the kernel adds, a packet still fits into 32 KiB of contiguous memory
 INTERFACE = "emucsd0"
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _HOST = 1  # the host's place in the network; ISP engine i has place 2 + i
