@@ -237,15 +237,20 @@ def plain_extents(fd: int, path: str | Path, *, sync: bool = True, most: int = 4
     :raises FileRefused: the class says why, see above
     """
     kind = check_filesystem(fd, path)
+    _check_inode(fd, path, kind)
+    return current_extents(fd, path, sync=sync, most=most)
+
+
+def current_extents(fd: int, path: str | Path, *, sync: bool = True, most: int = 4096) -> list[FileExtent]:
+    """``plain_extents`` of a file that was found good before: its file system is not looked at again."""
     size = os.fstat(fd).st_size
     if not size:
         raise FileUnwritten(path, "it is empty; a table has at least one row")
-    _check_inode(fd, path, kind)
     try:
         found = fiemap(fd, size, sync=sync)
     except OSError as problem:
         if problem.errno in (errno.EOPNOTSUPP, errno.ENOTTY):
-            raise FileElsewhere(path, f"{kind.kind} tells no extents (FIEMAP): {problem.strerror}") from problem
+            raise FileElsewhere(path, f"its file system tells no extents (FIEMAP): {problem.strerror}") from problem
         raise FileRefused(path, f"its extents can't be read: {problem.strerror}") from problem
     return checked(found, size, path, most)
 

@@ -37,6 +37,7 @@ from emucsd.extents import (
     FileUnrecorded,
     as_blocks,
     check_filesystem,
+    current_extents,
     digest,
     generation,
     plain_extents,
@@ -137,12 +138,10 @@ class TableFile:
         :param sync: have what is in memory written first
         """
         try:
-            now = plain_extents(self.fd, self.path, sync=sync, most=MAX_EXTENTS)
-        except FileElsewhere:
-            raise
-        except Exception as problem:
+            now = current_extents(self.fd, self.path, sync=sync, most=MAX_EXTENTS)
+        except FileRefused as problem:
             raise FileChanged(
-                self.path, f"its extents can no longer be used: {problem}; open the table again once they can"
+                self.path, f"it can no longer be used: {problem.reason}; then open the table again"
             ) from problem
         if os.fstat(self.fd).st_size < self.info.size or not _same(now, self._extents, self.info.size):
             raise FileChanged(

@@ -169,6 +169,20 @@ def batches(drive: Drive, space: Namespace, random: np.random.Generator) -> Foun
     }
 
 
+def fallback(node: Path) -> Found:
+    """Where io_uring is switched off, ioctl is taken unless io_uring was asked for."""
+    switch = Path("/proc/sys/kernel/io_uring_disabled")
+    before = switch.read_text()
+    switch.write_text("2")
+    try:
+        with Drive.open(node) as drive:
+            way = drive._attachment.way  # type: ignore[attr-defined]
+            read = int(drive.namespace(1).read(0, 1).nbytes)
+        return {"way": way, "read": read, "asked": refusal(lambda: Drive.open(node, way="io_uring"))}
+    finally:
+        switch.write_text(before)
+
+
 def permissions(node: Path, space: Path) -> Found:
     """What a user without rights is told: nothing by closed nodes, reads by open ones, never vendor commands."""
 
@@ -366,6 +380,7 @@ def main(node: Path, wanted: Sequence[str]) -> int:
         "uring": lambda: plain_uring(node, space.character),
         "commands io_uring": lambda: commands(space.character, "io_uring"),
         "commands ioctl": lambda: commands(node, "ioctl"),
+        "fallback": lambda: fallback(node),
         "permissions": lambda: permissions(node, space.character),
         "files": lambda: files(Path(str(space.block))),
         "loaded": lambda: {name: name in sys.modules for name in NOT_HERE},

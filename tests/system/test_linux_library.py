@@ -84,6 +84,12 @@ def check_commands(said: Found, way: str, port: int) -> None:
     ]  # fmt: skip
 
 
+def test_without_io_uring(found: dict[str, Found]) -> None:
+    """Where io_uring is switched off the library goes on by ioctl, and says so to who asked for io_uring."""
+    said = section(found, "fallback")
+    assert (said["way"], said["read"] >= 512, said["asked"]) == ("ioctl", True, "RingUnavailable")
+
+
 def test_rights(found: dict[str, Found]) -> None:
     """A user without rights is told so; with nodes opened to all they read blocks, but send no vendor command."""
     said = section(found, "permissions")

@@ -93,8 +93,9 @@ def namespaces(name: str, root: Path = _SYS) -> list[NamespaceNode]:
     """
     folder = root / "class/nvme" / name
     found: dict[int, NamespaceNode] = {}
-    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
-        match, told = _NAMESPACE.fullmatch(entry.name), _text(entry / "nsid")
+    for entry in sorted(os.listdir(folder)) if folder.is_dir() else ():
+        match = _NAMESPACE.fullmatch(entry)
+        told = _text(folder / entry / "nsid") if match else ""
         if match is None or not told:
             continue
         disk = f"nvme{match[1]}n{match[2]}"
