@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from emucsd_images import bytecode, disk, initrd
+from emucsd_images import bytecode, disk, initrd, kernel
 from emucsd_images.debian import tree
 from emucsd_images.errors import ImageMissing, PackagesMissing
 from emucsd_images.modules import Modules
@@ -53,7 +53,7 @@ def image(name: str, *, build: bool = True, progress: Progress = print) -> Image
             if not folder.is_dir():
                 _build(recipe, folder, progress)
     return Image(
-        name, recipe.architecture, folder / "vmlinuz", folder / "initrd", folder / "disk.raw",
+        name, recipe.architecture, folder / "kernel", folder / "initrd", folder / "disk.raw",
         f"console={recipe.console} {recipe.append}", folder,
     )  # fmt: skip
 
@@ -97,6 +97,6 @@ def _fill(recipe: Recipe, unpacked: Path, draft: Path, helpers: Tools) -> None:
     disk.write(root, draft / "disk.raw", recipe.disk_mib, helpers)
     shutil.rmtree(extra)
     (draft / "initrd").write_bytes(initrd.pack(recipe, unpacked, modules))
-    shutil.copyfile(unpacked / "boot" / f"vmlinuz-{modules.version}", draft / "vmlinuz")
+    kernel.write(unpacked / "boot" / f"vmlinuz-{modules.version}", draft / "kernel", helpers)
     told = {"name": recipe.name, "architecture": recipe.architecture, "kernel": modules.version, "made": time.time()}
     (draft / "image.json").write_text(json.dumps(told) + "\n")

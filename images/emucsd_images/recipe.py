@@ -14,7 +14,7 @@ from emucsd_images.errors import RecipeError
 NAMES = ("host-small", "isp-small", "host", "isp")
 DEBIAN = {"x86_64": "amd64", "aarch64": "arm64"}
 # the builder's own files that decide what is in an image: a change in one of them makes new images
-_SOURCES = ("recipe.py", "root.py", "disk.py", "initrd.py", "modules.py", "bytecode.py", "initramfs.py")
+_SOURCES = ("recipe.py", "root.py", "disk.py", "initrd.py", "kernel.py", "modules.py", "bytecode.py", "initramfs.py")
 _PACKAGE = "emucsd_images"
 
 

@@ -73,5 +73,5 @@ def failed(program: str, status: int, words: bytes | IO[bytes]) -> ImageMissing:
 
 def tools(*, build: bool = True, progress: Progress = log.info) -> Tools:
     """The tools, unpacked first where they are not there yet. :raises PackagesMissing: they can't be had"""
-    packages = Packages("image-tools", ("e2fsprogs", "kmod", "libarchive13t64", "python3"))
+    packages = Packages("image-tools", ("e2fsprogs", "kmod", "libarchive13t64", "python3", "zstd"))
     return Tools(tree(packages, build=build, progress=progress))

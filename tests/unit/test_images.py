@@ -5,18 +5,20 @@ from __future__ import annotations
 import io
 import lzma
 import stat
+import struct
 import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from emucsd_images import image, recipe
+from emucsd_images import image, kernel, recipe
 from emucsd_images.__main__ import main
 from emucsd_images.errors import ImageMissing, RecipeError
 from emucsd_images.modules import Modules
 from emucsd_images.root import EPOCH, Root
 from emucsd_images.seed import Seed, service_names
+from emucsd_images.tools import Tools
 
 
 def unpacked(archive: bytes) -> dict[str, tuple[int, bytes]]:
@@ -213,3 +215,33 @@ def test_guest_scripts_are_valid_shell() -> None:
     scripts = {*recipe.load("isp").scripts, "init.sh"}
     for script in scripts:
         subprocess.run(["sh", "-n"], input=recipe.guest_script(script), check=True, timeout=10)
+
+
+def test_a_kernel_is_unpacked_where_it_can_be(tmp_path: Path) -> None:
+    """An x86 kernel with zstd inside is handed to zstd, bytes exactly; any other one is taken as it is."""
+    seen: list[bytes] = []
+
+    class Unpacker(Tools):
+        def run(self, program: str, *words: str, environment: dict[str, str] | None = None) -> bytes:
+            assert program == "usr/bin/zstd"
+            seen.append(Path(words[2]).read_bytes())
+            Path(words[-1]).write_bytes(b"unpacked")
+            return b""
+
+    packed = b"\x28\xb5\x2f\xfd" + b"packed"
+    setup = bytearray(4 * 512)
+    setup[0x1F1] = 3
+    setup[0x202:0x206] = b"HdrS"
+    setup[0x248:0x250] = struct.pack("<II", 100, len(packed) + 4)
+    source, target = tmp_path / "vmlinuz", tmp_path / "kernel"
+    for payload, result, handed in ((packed, b"unpacked", [packed]), (b"\x1f\x8b" + packed[2:], None, [])):
+        seen.clear()
+        content = bytes(setup) + bytes(100) + payload + b"size" + b"more"
+        source.write_bytes(content)
+        kernel.write(source, target, Unpacker(tmp_path))
+        assert target.read_bytes() == (result or content)
+        assert seen == handed
+    source.write_bytes(b"MZ" + bytes(4000))  # Arm's
+    kernel.write(source, target, Unpacker(tmp_path))
+    assert target.read_bytes() == source.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kernel", "vmlinuz"]
