@@ -90,7 +90,7 @@ class Hold:
         from emucsd.errors import DriveNotFound
 
         if not self.direct:
-            from emucsd.tunnel.port import open_port
+            from emucsd.tunnel.opening import open_port
 
             return open_port(self.where, _PORT)
         from emucsd.tunnel.beside import beside

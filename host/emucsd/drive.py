@@ -22,6 +22,7 @@ from emucsd.errors import ControlError, InvalidArgument, InvalidNamespace
 from emucsd.namespace import Namespace
 from emucsd.passthrough import Answer, Data, entry, run
 from emucsd.transport import Attachment, CommandQueue
+from emucsd.tunnel.network import DEFAULT_MTU, DEFAULT_NETWORK
 from emucsd_wire import paths
 from emucsd_wire.identify import LBA_FORMAT, IdentifyController, IdentifyNamespace
 from emucsd_wire.nvme import PAGE
@@ -29,6 +30,7 @@ from emucsd_wire.nvme import PAGE
 if TYPE_CHECKING:
     from emucsd.isp.client import Isp
     from emucsd.isp.embedded import EmbeddedIsp
+    from emucsd.tunnel.inside import Tunnel
 
 DEFAULT_DEPTH = 256
 _NO_MDTS = 1 << 40
@@ -295,6 +297,18 @@ class Drive:
         nsid = self.admin.create_namespace(blocks, lba_bytes, shared=shared)
         self.admin.attach(nsid, self.identity.cntlid)
         return self.namespace(nsid)
+
+    # -- the tunnel ----------------------------------------------------------------------------------------------------
+
+    def tunnel(self, network: str = DEFAULT_NETWORK, mtu: int = DEFAULT_MTU, *, private: bool | None = None) -> Tunnel:
+        """The host's end of this drive's TCP/IP tunnel, in a thread of this process until it is closed: docs/tunnel.md.
+
+        :param private: in a network namespace of its own; None: unless this process may configure this machine's
+        :raises TunnelError: no network can be had
+        """
+        from emucsd.tunnel.inside import Tunnel
+
+        return Tunnel([self], network, mtu, private=private)
 
     # -- any command -------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ from emucsd.errors import EmucsdError
 from emucsd.tunnel import network
 from emucsd.tunnel.errors import TunnelError
 from emucsd.tunnel.loop import Loop
-from emucsd.tunnel.port import TunnelPort, open_port
+from emucsd.tunnel.opening import open_port
+from emucsd.tunnel.port import TunnelPort
 
 EXAMPLES = """examples:
   python3 -m emucsd.tunnel host --drive my-drive               the host's end, as root

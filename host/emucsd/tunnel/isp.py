@@ -13,7 +13,8 @@ from emucsd.tunnel import network
 from emucsd.tunnel.channel import Channel
 from emucsd.tunnel.errors import TunnelError
 from emucsd.tunnel.loop import Loop
-from emucsd.tunnel.port import TunnelPort, open_port
+from emucsd.tunnel.opening import open_port
+from emucsd.tunnel.port import TunnelPort
 from emucsd.tunnel.tun import Tun
 from emucsd_wire.tunnel import TunnelStatus
 

@@ -6,7 +6,6 @@ Two ways lead there: ``direct`` (this library's own driver, over vfio-user) and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from emucsd.errors import NvmeError
@@ -75,24 +74,6 @@ class TunnelPort(Protocol):
 
     def close(self) -> None:
         """Leave. Harmless when repeated."""
-
-
-def open_port(where: str | Path, number: int) -> TunnelPort:
-    """Attach to a drive: ``where`` is its name, its runtime folder, or a node of Linux's driver (``/dev/nvme0``).
-
-    :raises EmucsdError: it is not there, or busy
-    """
-    path = Path(where)
-    if path.parts[:2] == ("/", "dev"):
-        from emucsd.tunnel.linux import LinuxPort
-
-        return LinuxPort(path, number)
-    from emucsd.tunnel.direct import DirectPort
-    from emucsd_wire import paths
-
-    if not isinstance(where, Path) and "/" not in where and not path.is_dir():
-        path = paths.runtime_folder(where)
-    return DirectPort.open(path, number)
 
 
 def check(status: int, name: str, dw0: int = 0) -> None:

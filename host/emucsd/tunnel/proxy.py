@@ -63,6 +63,9 @@ class Proxy:
             except (OSError, OverflowError) as problem:
                 with contextlib.suppress(OSError):
                     client.sendall(f"ERROR {problem}\n".encode())
+                    client.shutdown(socket.SHUT_WR)
+                    client.settimeout(1.0)
+                    client.recv(_CHUNK)  # what is left unread would take the answer away
                 return
             with target:
                 target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
