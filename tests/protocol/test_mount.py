@@ -186,14 +186,18 @@ def test_any_bytes(unmounted: Place, cache: bool) -> None:
         assert space.read(0, len(model) // space.lba_bytes).tobytes() == model, "the direct client reads something else"
 
 
-def test_virtual_clock(folder: Path) -> None:
-    """On a drive of virtual time the files are the same."""
-    place = Place(folder / "virtual", clock="virtual", profile="femu")
+@pytest.mark.parametrize("clock", ["virtual", "real"])
+def test_other_drives(folder: Path, clock: str) -> None:
+    """The files are the same on a drive of virtual time, with blocks of 4 KiB, or without mapped doorbells."""
+    place = Place(folder / clock, clock=clock, profile="femu", doorbells="trapped" if clock == "real" else "auto")
     try:
+        with Drive.open(place.runtime) as drive:
+            drive.admin.format(1, 4096)
         place.mount()
         with opened(place.directory / "ns1") as fd:
             exercise(fd, 2 << 20, 40, seed=3)
-        assert place.status()["drive"]["clock"] == "virtual"
+        assert place.status()["drive"]["clock"] == clock
+        assert place.status()["mount"]["namespaces"][0]["lba_bytes"] == 4096
     finally:
         place.close()
 
