@@ -24,6 +24,7 @@ from emucsd_images import box
 from emucsd_images.errors import ImagesError
 from emucsd_images.image import Image, image, image_folder
 from emucsd_images.recipe import NAMES, load
+from emucsd_images.tools import PACKAGES
 from emucsd_wire.paths import cache_root
 
 _FULL = ("host", "isp")
@@ -77,11 +78,12 @@ def _path(options: argparse.Namespace) -> None:
 def _clean(options: argparse.Namespace) -> None:
     recipes = [load(name) for name in NAMES]
     wanted = {image_folder(recipe) for recipe in recipes} | {recipe.unpacked.folder for recipe in recipes}
+    wanted.add(PACKAGES.folder)
     old = [
         path
         for pattern in ("image-*", "root-*")
         for path in sorted(cache_root().glob(pattern))
-        if path.is_dir() and path not in wanted and not path.name.startswith("image-tools-")
+        if path.is_dir() and path not in wanted
     ]
     if not options.dry_run:
         for path in old:

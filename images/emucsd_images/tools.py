@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _LOADER = {"x86_64": "usr/lib64/ld-linux-x86-64.so.2", "aarch64": "usr/lib/ld-linux-aarch64.so.1"}
 _SECONDS = 600
+PACKAGES = Packages("image-tools", ("e2fsprogs", "kmod", "libarchive13t64", "python3", "zstd"))
 
 
 class Tools(NamedTuple):
@@ -73,5 +74,4 @@ def failed(program: str, status: int, words: bytes | IO[bytes]) -> ImageMissing:
 
 def tools(*, build: bool = True, progress: Progress = log.info) -> Tools:
     """The tools, unpacked first where they are not there yet. :raises PackagesMissing: they can't be had"""
-    packages = Packages("image-tools", ("e2fsprogs", "kmod", "libarchive13t64", "python3", "zstd"))
-    return Tools(tree(packages, build=build, progress=progress))
+    return Tools(tree(PACKAGES, build=build, progress=progress))

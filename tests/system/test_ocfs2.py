@@ -46,7 +46,7 @@ def mount(machine: Machine) -> None:
 
 
 def unmount(machine: Machine) -> None:
-    """Leave, where it is in."""
+    """Leave the cluster, where it is in; what is mounted is in use by nobody."""
     machine.run(f"if mountpoint -q {SHARED}; then emucsd-ocfs2 umount {SHARED}; fi", check=True)
 
 
@@ -80,13 +80,18 @@ def synced(machine: Machine, tree: str, node: str) -> int:
 
 @pytest.fixture(scope="module")
 def mounted(testbed: Testbed) -> Iterator[Testbed]:
-    """Both machines have the filesystem mounted. It is unmounted at the end, and its device says so."""
+    """Both machines have the filesystem mounted, by the service: one of them made it. It is unmounted at the end."""
     machines = [testbed.host, testbed.isp(0)]
-    testbed.host.run(f"{TIMES} emucsd-ocfs2 mkfs {DEVICE} --force", check=True)
+    testbed.host.run(["blkdiscard", "-f", DEVICE], check=True)
+    serve = f"echo $$ >/run/shared.pid; exec env {TIMES} emucsd-ocfs2 keep {DEVICE} {SHARED}"
     for machine in machines:
-        mount(machine)
+        machine.run(f"(setsid sh -c '{serve}' >/var/log/shared.log 2>&1 </dev/null &)")
+        machine.put(WORKER, SCRIPT)
+    for machine in machines:
+        until(lambda there=machine: there.run(["mountpoint", "-q", SHARED]).status == 0, "it is mounted")  # type: ignore[misc]
     yield testbed
     for machine in machines:
+        machine.run("test ! -e /run/shared.pid || kill $(cat /run/shared.pid)")
         unmount(machine)
     testbed.host.run(f"wipefs -q -a {DEVICE}", check=True)
 
