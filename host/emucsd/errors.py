@@ -291,7 +291,7 @@ def error_for(command: str, status: int, dw0: int = 0, index: int | None = None)
     return kind(command, code, dw0, dnr=bool(status & DNR), index=index)
 
 
-_PARTS = ("volume", "rows", "lookup", "extents", "demo", "tunnel.errors", "isp.errors", "mount.errors")
+_PARTS = ("volume", "rows", "lookup", "extents", "demo", "tunnel.errors", "isp.errors", "mount.errors", "bench.mount")
 
 
 if not TYPE_CHECKING:  # type checkers are to find typing errors in names from here

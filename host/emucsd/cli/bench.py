@@ -31,6 +31,10 @@ def _gb(value: float) -> str:
     return f"{value:.2f} GB"
 
 
+def _mb(value: float) -> str:
+    return f"{value:,.0f} MB/s"
+
+
 def _mbit(value: float) -> str:
     return f"{value:,.0f} Mbit/s"
 
@@ -71,6 +75,15 @@ FIGURES = {
     "tunnel_idle_host_percent": ("processor time of the host's end while nothing comes", _percent),
     "tunnel_idle_isp_percent": ("of the ISP engine's end", _percent),
     "tunnel_idle_drive_percent": ("of the drive", _percent),
+    "mount_read_qd1_iops": ("mounted namespace, random 4 KiB reads by fio, queue depth 1", _iops),
+    "mount_read_qd32_iops": ("the same, queue depth 32", _iops),
+    "mount_write_qd1_iops": ("random 4 KiB writes, queue depth 1", _iops),
+    "mount_write_qd32_iops": ("the same, queue depth 32", _iops),
+    "mount_read_mb": ("sequential 1 MiB reads, queue depth 4", _mb),
+    "mount_write_mb": ("sequential 1 MiB writes, queue depth 4", _mb),
+    "mount_cached_read_mb": ("sequential reads through the page cache (--cache)", _mb),
+    "mount_loop_read_qd32_iops": ("loop device on it, direct I/O, random 4 KiB reads, queue depth 32", _iops),
+    "mount_loop_read_mb": ("the same, sequential 1 MiB reads", _mb),
     "bit_equal": ("sums equal NumPy's and PyTorch's, bit for bit", _plain),
 }
 
@@ -93,6 +106,12 @@ def run_lookup(settings: Settings) -> Result:
     return run_lookup_bench(
         seconds=settings.time, rows=settings.rows, dim=settings.dim, length=settings.length, profile=settings.profile
     )
+
+
+def run_mount(settings: Settings) -> Result:
+    from emucsd.bench.mount import run_mount_bench
+
+    return run_mount_bench(seconds=settings.time, profile=settings.profile)
 
 
 def run_vm(settings: Settings) -> Result:
@@ -135,6 +154,10 @@ COMMAND = Command(
                          Option("--mtu", "of the tunnel's network", DEFAULT_MTU, count),
                          Option("--profile", "of the drive", "null")),
                 examples=("emucsd bench tunnel", "emucsd bench tunnel --mtu 1500 --json")),
+        Command("mount", "a mounted namespace under fio", run_mount, show,
+                options=(Option("--time", "how long each job takes", 2.0, seconds, metavar="SECONDS"),
+                         Option("--profile", "of the drive", "null")),
+                examples=("emucsd bench mount", "emucsd bench mount --time 5 --json")),
         Command("vm", "a drive in a guest machine against QEMU's own NVMe device", run_vm, show,
                 options=(Option("--rounds", "of all disks and queue depths", 5, count),
                          Option("--time", "how long each run takes", 2.0, seconds, metavar="SECONDS")),

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from emucsd.errors import ConnectionLost, DriveTimeout, EmucsdError
 from emucsd.mount.errors import MountError, MountTaken
-from emucsd.mount.mounts import KIND, Mounted, mount_at
+from emucsd.mount.mounts import KIND, Mounted, mount_at, read_ahead
 from emucsd.process import environment
 
 log = logging.getLogger("emucsd.mount")
@@ -139,6 +139,7 @@ class _Server:
     def run(self, ready: Callable[[dict[str, Any]], None], stop: Callable[[], bool]) -> None:
         """Serve."""
         from emucsd.mount import serve as hot
+        from emucsd.mount.session import MOST
 
         told, spaces = False, None
         while not stop() and not self._session.exited:
@@ -155,6 +156,7 @@ class _Server:
                     self._session.feed(*self.loop.request)
                     if self._session.ready and not told:
                         told = True
+                        read_ahead(Path(self.options.directory), MOST >> 10)
                         ready(self.about())
                 elif why in (hot.STALLED, hot.IDLE):
                     self._look()

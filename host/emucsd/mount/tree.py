@@ -83,6 +83,8 @@ class Tree:
 
     def _look(self) -> None:
         self._spaces = {space.nsid: space for space in self.drive.namespaces}
+        spaces = {FAST | nsid: self._whole(space) for nsid, space in self._spaces.items()}
+        self._handles = {number: node for number, node in self._handles.items() if not number & FAST} | spaces
         tables: dict[str, Node] = {}
         for nsid, space in self._spaces.items():
             folder = "tables" if nsid == min(self._spaces) else f"tables/ns{nsid}"
@@ -114,8 +116,11 @@ class Tree:
             return self._tables[name]
         space = next((space for nsid, space in self._spaces.items() if name == f"ns{nsid}"), None)
         if space is not None:
-            return Stretch(space, ((0, space.size),), writable=self.writable)
+            return self._whole(space)
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def _whole(self, space: Namespace) -> Node:
+        return Stretch(space, ((0, space.size),), writable=self.writable)
 
     def _smart(self) -> dict[str, Any]:
         """The SMART log's figures; of 128-bit counters the low word, which is all that is ever used."""
@@ -187,13 +192,15 @@ class Tree:
         name = path.strip("/")
         info.direct_io = int(isinstance(node, Text) or (name.startswith("ns") and not self.cached))
         if name.startswith("ns"):
-            info.fh = FAST | int(name[2:])
-            self._handles.setdefault(info.fh, node)
+            info.fh = FAST | int(name[2:])  # one for all who have it open
             return
         info.fh, self._next_handle = self._next_handle, self._next_handle + 1
         self._handles[info.fh] = node
 
     def _handle(self, info: Any) -> Node:
+        """:raises OSError: ENXIO: the namespace has been deleted"""
+        if info.fh not in self._handles:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
         return self._handles[info.fh]
 
     def _check(self) -> None:
