@@ -199,7 +199,7 @@ def test_restarts_of_engine_and_tunnel() -> None:
         with pytest.raises(IspError, match="start the drive with one"):
             connect(drive.folder)
         with LocalEngine(drive.folder) as engine, tunnel_of(drive) as tunnel:
-            isp = engine.client(tunnel.isp_address(0), tunnel._proxy)
+            isp = engine.client(tunnel.isp_address(0), tunnel.proxy)
             isp.wait_ready(SECONDS)
             job = isp.run(["sh", "-c", "echo here; sleep 60"])
             assert next(iter(job)) == "here"
@@ -216,7 +216,7 @@ def test_restarts_of_engine_and_tunnel() -> None:
             with pytest.raises(IspUnreachable):
                 isp.report()
             with tunnel_of(drive) as again:
-                isp = engine.client(again.isp_address(0), again._proxy)
+                isp = engine.client(again.isp_address(0), again.proxy)
                 isp.wait_ready(SECONDS)
                 (engine.folder / job.id / "go").touch()
                 assert list(isp.attach(job.id, log_offset=job.log_offset)) == ["two"]

@@ -38,7 +38,7 @@ class EmbeddedIsp:
                     f"the local ISP engine is reached over a tunnel: {problem}. Without one: "
                     "emucsd.isp.LocalEngine(drive.folder, tunnel=False)"
                 ) from problem
-            self.client: Isp = self.engine.client(self.tunnel.isp_address(0), self.tunnel._proxy)
+            self.client: Isp = self.engine.client(self.tunnel.isp_address(0), self.tunnel.proxy)
             try:
                 self.tunnel.wait(READY_SECONDS)
                 self.client.wait_ready(READY_SECONDS)
