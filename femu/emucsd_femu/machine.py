@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from emucsd_femu import qemu
+from emucsd_femu import qemu, tsc
 from emucsd_femu.accelerator import Accelerator
 from emucsd_femu.errors import MonitorError, ShellError, TestbedError
 from emucsd_femu.qemu import Machine
@@ -136,7 +136,7 @@ class LinuxMachine:
             self.emulator,
             kernel=image.kernel,
             initrd=self.folder / "initrd",
-            append=image.append,
+            append=f"{image.append} {tsc.words(image.architecture, self.accelerator.name)}".rstrip(),
             console_file=self.console,
             drives=self.plan.drives,
             memory_bytes=self.plan.memory,
