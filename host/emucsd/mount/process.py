@@ -182,7 +182,7 @@ class _Server:
         self.tree.lost = error
         self.loop.lose(errno.EIO)
         log.error(
-            "%s. Every access fails with EIO from now on. Next: emucsd umount %s; emucsd up %s; emucsd mount %s %s",
+            "%s. Every access fails with EIO from now on. Next: emucsd umount %s; emucsd up %s --drive-only; emucsd mount %s %s",
             *(error, directory, drive, drive, directory),
         )
 
@@ -206,7 +206,7 @@ class _Server:
             with contextlib.suppress(EmucsdError):
                 return {**self.tree.drive.control.status(), "mount": mount}
         drive, directory = self.options.drive, self.options.directory
-        steps = [f"emucsd umount {directory}", f"emucsd up {drive}", f"emucsd mount {drive} {directory}"]
+        steps = [f"emucsd umount {directory}", f"emucsd up {drive} --drive-only", f"emucsd mount {drive} {directory}"]
         return {"error": str(self.tree.lost or "the drive does not answer"), "next": steps, "mount": mount}
 
 
