@@ -178,13 +178,14 @@ class _Server:
         if self._told_lost:
             return
         self._told_lost = True
-        drive, directory = self.options.drive, self.options.directory
         self.tree.lost = error
         self.loop.lose(errno.EIO)
-        log.error(
-            "%s. Every access fails with EIO from now on. Next: emucsd umount %s; emucsd up %s --drive-only; emucsd mount %s %s",
-            *(error, directory, drive, drive, directory),
-        )
+        log.error("%s. Every access fails with EIO from now on. Next: %s", error, "; ".join(self._steps()))
+
+    def _steps(self) -> list[str]:
+        """Out of a mount whose drive has gone."""
+        drive, directory = self.options.drive, self.options.directory
+        return [f"emucsd umount {directory}", f"emucsd up {drive} --drive-only", f"emucsd mount {drive} {directory}"]
 
     def about(self) -> dict[str, Any]:
         """What is mounted."""
@@ -205,9 +206,8 @@ class _Server:
         if self.tree.lost is None:
             with contextlib.suppress(EmucsdError):
                 return {**self.tree.drive.control.status(), "mount": mount}
-        drive, directory = self.options.drive, self.options.directory
-        steps = [f"emucsd umount {directory}", f"emucsd up {drive} --drive-only", f"emucsd mount {drive} {directory}"]
-        return {"error": str(self.tree.lost or "the drive does not answer"), "next": steps, "mount": mount}
+        told = str(self.tree.lost or "the drive does not answer")
+        return {"error": told, "next": self._steps(), "mount": mount}
 
 
 class Stop:
