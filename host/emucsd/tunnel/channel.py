@@ -133,6 +133,11 @@ class Channel:
         """When to call ``service`` though nothing is readable, as time.monotonic."""
         return None if self.up else self._due
 
+    @property
+    def is_due(self) -> bool:
+        """Whether ``service`` is to be called now."""
+        return not self.up and time.monotonic() >= self._due
+
     def service(self) -> None:
         """Attach when it is time; take what has come."""
         try:

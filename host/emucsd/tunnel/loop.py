@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from emucsd.tunnel.channel import Channel
 from emucsd.tunnel.frames import is_ipv4
+from emucsd.tunnel.port import TunnelPort
 from emucsd.tunnel.tun import Tun
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ class Loop:
         self._staging = memoryview(bytearray(65536))
         self._poll = select.epoll()
         self._watched: set[int] = set()
+        self._owners: dict[int, Channel] = {}
+        self._ports: list[TunnelPort | None] = []
+        self._reading = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll.register(self._wake, select.EPOLLIN)
         self._stopping = False
@@ -96,16 +100,18 @@ class Loop:
         """Wait until something is to be done (at most ``most`` seconds), and do it."""
         self.rounds += 1
         self._watch()
-        ready = {fd for fd, _ in self._poll.poll(self._patience(most))}
+        ready = [fd for fd, _ in self._poll.poll(self._patience(most))]
         if self._wake in ready:
             os.eventfd_read(self._wake)
             return
         for channel in self.channels:
-            channel.service()
+            if (not channel.up and channel.is_due) or any(self._owners.get(fd) is channel for fd in ready):
+                channel.service()
         if self._pending is not None:
             self._retry()
-        if self.tun is not None and self._pending is None:
-            self._pump(self.tun)
+        tun = self.tun
+        if tun is not None and self._pending is None and tun.fd in ready:
+            self._pump(tun)
         for channel in self.channels:
             channel.flush()
 
@@ -119,19 +125,22 @@ class Loop:
 
     def _watch(self) -> None:
         """Wait for the channels' descriptors, and for packets unless they have nowhere to go."""
-        wanted: set[int] = set()
-        for channel in self.channels:
-            if channel.port is not None:
-                wanted.update(channel.port.filenos())
-        if self.tun is not None and self._pending is None and not self._blocked():
-            wanted.add(self.tun.fd)
-        for fd in self._watched - wanted:
+        reading = self.tun is not None and self._pending is None and not self._blocked()
+        ports = [channel.port for channel in self.channels]
+        if reading == self._reading and ports == self._ports:
+            return
+        self._reading, self._ports = reading, ports
+        wanted = {fd: channel for channel in self.channels if channel.port for fd in channel.port.filenos()}
+        self._owners = dict(wanted)
+        watched = set(wanted)
+        if reading and self.tun is not None:
+            watched.add(self.tun.fd)
+        for fd in self._watched - watched:
             with contextlib.suppress(OSError):  # closed, and so gone from there already
                 self._poll.unregister(fd)
-        for fd in wanted:
-            if fd not in self._watched:
-                self._poll.register(fd, select.EPOLLIN)
-        self._watched = wanted
+        for fd in watched - self._watched:
+            self._poll.register(fd, select.EPOLLIN)
+        self._watched = watched
 
     def _blocked(self) -> bool:
         """With one drive alone, packets stay with the kernel until there is room: that is what slows senders down."""

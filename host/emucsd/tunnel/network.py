@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
+import importlib.util
 import ipaddress
 import os
+import sys
+import types
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from emucsd.tunnel.errors import TunnelError
 
@@ -62,11 +66,9 @@ def configure(name: str, address: int, prefix: int, mtu: int) -> None:
 
     :raises TunnelError: the kernel refuses
     """
-    from pyroute2 import IPRoute  # type: ignore[attr-defined, unused-ignore]  # large: loaded once it is needed
-    from pyroute2.netlink.exceptions import NetlinkError
-
+    routes_of, refusal = _pyroute2()
     try:
-        with IPRoute() as routes:
+        with routes_of() as routes:
             index = routes.link_lookup(ifname=name)[0]
             routes.link("set", index=index, mtu=mtu, txqlen=_QUEUE)
             wanted = dotted(address)
@@ -76,8 +78,39 @@ def configure(name: str, address: int, prefix: int, mtu: int) -> None:
             routes.addr("replace", index=index, address=wanted, prefixlen=prefix)
             routes.link("set", index=index, state="up")  # with it comes the route to the address's network
             routes.link("set", index=routes.link_lookup(ifname="lo")[0], state="up")
-    except (NetlinkError, OSError, IndexError) as problem:
+    except (refusal, OSError, IndexError) as problem:
         raise TunnelError(f"interface {name} with {dotted(address)}/{prefix}, MTU {mtu}: {problem}") from problem
+
+
+def _pyroute2() -> tuple[Any, type[Exception]]:
+    """pyroute2's IPRoute and its NetlinkError, without what the package's own ``__init__`` loads beside them.
+
+    That is twice as much, and on an emulated processor takes seconds. The package is left as if nobody had loaded it:
+    an import of all of it works as ever.
+    """
+    found = importlib.util.find_spec("pyroute2")
+    if "pyroute2" in sys.modules or found is None or found.submodule_search_locations is None:
+        return _all_of_pyroute2()
+    package = types.ModuleType("pyroute2")
+    package.__path__ = list(found.submodule_search_locations)
+    package.__spec__ = found
+    sys.modules["pyroute2"] = package
+    try:
+        linux = importlib.import_module("pyroute2.iproute.linux")
+        exceptions = importlib.import_module("pyroute2.netlink.exceptions")
+        return linux.IPRoute, exceptions.NetlinkError
+    except (ImportError, AttributeError):  # another version, put together differently
+        del sys.modules["pyroute2"]
+        return _all_of_pyroute2()
+    finally:
+        if sys.modules.get("pyroute2") is package:
+            del sys.modules["pyroute2"]
+
+
+def _all_of_pyroute2() -> tuple[Any, type[Exception]]:
+    pyroute2 = importlib.import_module("pyroute2")
+    exceptions = importlib.import_module("pyroute2.netlink.exceptions")
+    return pyroute2.IPRoute, exceptions.NetlinkError
 
 
 def quiet(name: str) -> None:
