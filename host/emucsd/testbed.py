@@ -13,7 +13,9 @@ import atexit
 import contextlib
 import json
 import os
+import select
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +34,7 @@ RECORD = "testbed.json"
 START_SECONDS = 3600.0  # the very first one makes images and compiles firmware
 ACT_SECONDS = 1200.0  # a reboot of an emulated machine, behind whatever else is in hand
 _STOP_SECONDS = 300.0
+_END_SECONDS = 60.0  # from its answer, or its owner's end, to the end of its process
 
 
 class Machine:
@@ -145,8 +148,9 @@ class Testbed:
 
     __test__ = False  # no test class
 
-    def __init__(self, runtime: Path, lifeline: int = -1) -> None:
+    def __init__(self, runtime: Path, lifeline: int = -1, process: subprocess.Popen[bytes] | None = None) -> None:
         self.runtime = runtime
+        self._process = process  # the supervisor, where it is ours
         self.control = Control(runtime, timeout=ACT_SECONDS)
         self._lifeline = lifeline
         self._machines: dict[str, Machine] = {}
@@ -184,11 +188,11 @@ class Testbed:
         alive, lifeline = os.pipe()
         try:
             with open(alive, "rb"):
-                launch(argv, runtime, lifeline=alive, tell=tell, timeout=START_SECONDS, what="testbed").returncode = 0
+                process = launch(argv, runtime, lifeline=alive, tell=tell, timeout=START_SECONDS, what="testbed")
         except BaseException:
             os.close(lifeline)
             raise
-        return cls(runtime, lifeline)
+        return cls(runtime, lifeline, process)
 
     def __enter__(self) -> Testbed:
         return self
@@ -208,12 +212,24 @@ class Testbed:
                 self.control.call("stop", force=True)
             os.close(self._lifeline)
             self._lifeline = -1
+            assert self._process is not None
+            try:
+                self._process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:  # machines and drives end with it
+                self._process.kill()
+                self._process.wait()
 
     def stop(self, *, force: bool = False) -> dict[str, str]:
         """End it, machines in order, or with ``force`` by their power. :returns: machine -> how it went"""
         for machine in self._machines.values():
             machine.hang_up()
-        how: dict[str, str] = Control(self.runtime, timeout=_STOP_SECONDS).call("stop", force=force)["how"]
+        with contextlib.ExitStack() as stack:
+            supervisor = os.pidfd_open(int(self.status()["pid"]))
+            stack.callback(os.close, supervisor)
+            how: dict[str, str] = Control(self.runtime, timeout=_STOP_SECONDS).call("stop", force=force)["how"]
+            poller = select.poll()
+            poller.register(supervisor, select.POLLIN)
+            poller.poll(_END_SECONDS * 1000)  # it removes its folder last
         return how
 
     def status(self) -> dict[str, Any]:
