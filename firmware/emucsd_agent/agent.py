@@ -145,16 +145,21 @@ class Agent:
         cpus = sorted(os.sched_getaffinity(0))
         group = _group()
         self.governor = Governor(settings.engine, len(cpus), group)
-        environment = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
-        environment.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-        environment["PYTHONUNBUFFERED"] = "1"  # a job's log is there as it is printed
-        self.machinery = Machinery(self.spawner, self.governor, group, environment, cpus[: settings.engine.cores])
+        self._environment = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
+        self._environment.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        self._environment["PYTHONUNBUFFERED"] = "1"  # a job's log is there as it is printed
+        mine = cpus[: settings.engine.cores]
+        self.machinery = Machinery(self.spawner, self.governor, group, self.environment, mine)
         self.jobs = Jobs(settings.work, self.machinery)
         self._servers: dict[str, Server] = {}
-        self._hold = None
+        self._hold: Hold | None = None
         if settings.drive is not None:
             joined = self._joined if settings.tunnel else None
-            self._hold = Hold(settings.drive, settings.work, environment, joined)
+            self._hold = Hold(settings.drive, settings.work, joined)
+
+    def environment(self) -> dict[str, str]:
+        """What a job that starts now finds."""
+        return {**self._environment, **({} if self._hold is None else self._hold.variables())}
 
     def more(self) -> dict[str, Any]:
         """What a report says beyond the machine."""

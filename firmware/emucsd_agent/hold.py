@@ -7,9 +7,10 @@ direct client of this process does, the tunnel has a queue pair of the same cont
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import threading
-from collections.abc import Callable, MutableMapping
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +23,21 @@ _BACK_OFF = (0.05, 0.1, 0.2, 0.5, 1.0)  # s between two tries
 
 
 class Hold:
-    """A thread that attaches, waits until the drive is lost, and attaches again.
+    """A thread that attaches, waits until the drive is lost, and attaches again. Nothing runs while nothing happens.
 
     :param where: /dev/nvmeN, or a drive's runtime folder
     :param work: the agent's folder: the disk's socket lies there
-    :param environment: of jobs that start from now on; kept up to date
     :param joined: is told this engine's address when the tunnel is open; None: no tunnel is wanted
     """
 
-    def __init__(
-        self,
-        where: str,
-        work: Path,
-        environment: MutableMapping[str, str],
-        joined: Callable[[str], None] | None,
-    ) -> None:
+    def __init__(self, where: str, work: Path, joined: Callable[[str], None] | None) -> None:
         self.where = where
-        self._work, self._environment = work, environment
-        self._joined = joined
-        self._closed = threading.Event()
+        self._work, self._joined = work, joined
+        self._closed = False
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._why = "attaching"
         self._attachment: Any = None  # of the direct client
-        self._attached_now = False
+        self._disk = ""
         self._tunnel: Any = None
         self._thread = threading.Thread(target=self._run, name="hold", daemon=True)
         self._thread.start()
@@ -56,18 +50,33 @@ class Hold:
     def describe(self) -> dict[str, Any]:
         """For reports."""
         tunnel = None if self._tunnel is None else self._tunnel.status()
-        return {"where": self.where, "attached": self._attached_now, "why": self._why, "tunnel": tunnel}
+        attached = self._attachment is not None if self.direct else os.path.exists(self.where)
+        return {"where": self.where, "attached": attached, "why": "" if attached else self._why, "tunnel": tunnel}
+
+    def variables(self) -> dict[str, str]:
+        """What a job that starts now is told."""
+        found = {"EMUCSD_DRIVE": self.where}
+        if self._tunnel is not None and self._tunnel.address:
+            found["EMUCSD_TUNNEL_ADDRESS"] = self._tunnel.address
+            found["EMUCSD_HOST_ADDRESS"] = self._tunnel.host_address
+        if disk := self._disk if self.direct else _node(self.where):
+            found["EMUCSD_DISK"] = disk
+        return found
 
     def close(self) -> None:
         """Leave the tunnel and let the drive go."""
-        self._closed.set()
+        self._closed = True
+        os.eventfd_write(self._wake, 1)
         self._thread.join(10.0)
 
     def _run(self) -> None:
         if self._joined is not None:
             self._join_tunnel(self._joined)
         try:
-            self._keep_attached()
+            if self.direct:
+                self._keep_attached()
+            else:
+                self._wait(None)
         finally:
             if self._tunnel is not None:
                 self._tunnel.close()
@@ -78,8 +87,6 @@ class Hold:
 
         def changed() -> None:
             if end.address:
-                self._environment["EMUCSD_TUNNEL_ADDRESS"] = end.address
-                self._environment["EMUCSD_HOST_ADDRESS"] = end.host_address
                 joined(end.address)
 
         end = self._tunnel = IspEnd(self.where, self._open_port, changed=changed)
@@ -100,9 +107,17 @@ class Hold:
             raise DriveNotFound(f"{self.where}: {self._why}")
         return beside(attachment, _PORT)
 
+    def _wait(self, seconds: float | None, socket: int | None = None) -> bool:
+        """Until closed, or the other side of a socket has hung up. :returns: whether anything happened in time"""
+        poller = select.poll()
+        poller.register(self._wake, select.POLLIN)
+        if socket is not None:
+            poller.register(socket, select.POLLRDHUP)
+        return bool(poller.poll(None if seconds is None else seconds * 1000))
+
     def _keep_attached(self) -> None:
         tries = 0
-        while not self._closed.is_set():
+        while not self._closed:
             try:
                 self._attached()
                 tries = 0
@@ -111,25 +126,20 @@ class Hold:
                 if told != self._why:
                     log(f"{self.where}: {told}")
                 self._why = told
-            self._closed.wait(_BACK_OFF[min(tries, len(_BACK_OFF) - 1)])
+            self._wait(_BACK_OFF[min(tries, len(_BACK_OFF) - 1)])
             tries += 1
 
     def _attached(self) -> None:
-        """From attaching until the drive is lost, or this is closed."""
+        """From attaching until this is closed. :raises EmucsdError: the drive is gone, or was not there"""
         with contextlib.ExitStack() as stack:
-            if self.direct:
-                disk = self._open_disk(stack)
-                self._environment["EMUCSD_DISK"] = disk.uri()
-                look = disk.drive.admin.controller  # answered, or ConnectionLost
-            else:
-                self._environment["EMUCSD_DISK"] = _node(self.where)
-                look = partial(_node, self.where)
-            self._environment["EMUCSD_DRIVE"] = self.where
-            self._attached_now, self._why = True, ""
+            disk = self._open_disk(stack)
             stack.callback(self._lost)
+            self._disk = disk.uri()
             log(f"{self.where}: attached")
-            while not self._closed.wait(1.0):
-                look()
+            vfio = self._attachment.link.vfio
+            while not self._closed:
+                self._wait(None, vfio.fileno())
+                vfio.check()
 
     def _open_disk(self, stack: contextlib.ExitStack) -> DiskServer:
         """Attach to port 1, and serve its namespaces to jobs."""
@@ -145,12 +155,15 @@ class Hold:
         return disk
 
     def _lost(self) -> None:
-        self._attachment, self._attached_now = None, False
+        self._attachment, self._disk, self._why = None, "", "the drive is gone"
 
 
 def _node(controller: str) -> str:
-    """The block device of the first namespace; "" where there is none. :raises EmucsdError: no such controller"""
+    """The block device of the first namespace; "" where there is none now."""
     from emucsd.linux import nodes
 
-    found = nodes.namespaces(Path(controller).name)
+    try:
+        found = nodes.namespaces(Path(controller).name)
+    except OSError:
+        return ""
     return str(found[0].block) if found and found[0].block else ""

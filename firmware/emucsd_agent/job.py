@@ -12,7 +12,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -52,7 +52,7 @@ class Machinery(NamedTuple):
     spawner: Spawner
     governor: Governor
     group: Group | None
-    environment: Mapping[str, str]
+    environment: Callable[[], Mapping[str, str]]  # of a job that starts now
     affinity: list[int]  # numbers of the processors that the engine has
 
 
@@ -199,7 +199,7 @@ class Job:
         affinity = machinery.affinity[: limits.cpus] if limits.cpus else machinery.affinity
         return {
             "argv": self.request.argv,
-            "env": {**machinery.environment, "EMUCSD_JOB": self.id, "HOME": str(self.folder), **self.request.env},
+            "env": {**machinery.environment(), "EMUCSD_JOB": self.id, "HOME": str(self.folder), **self.request.env},
             "folder": str(self.folder),
             "rlimits": {"data": self._memory_bytes + SLACK, "file": self._output_bytes, "core": 0},
             "nice": limits.nice,
