@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from emucsd.cli import probes
 from emucsd.cli.command import FAILED, OK, Command, Result, Settings
+from emucsd.cli.finding import GOOD, MISSING, PARTLY, Finding
 
 # what a user wants to do -> the findings that it stands on; the first that is missing is the reason
 USES = {
@@ -21,7 +22,7 @@ USES = {
     "a testbed: a host machine, and a Linux in the drive": ("QEMU x86_64", "QEMU aarch64", "images", "/dev/shm"),
     "a testbed without virtual machines: the local ISP engine": ("namespaces", "/dev/net/tun"),
 }
-COLOURS = {probes.GOOD: "green", probes.PARTLY: "yellow", probes.MISSING: "red"}
+COLOURS = {GOOD: "green", PARTLY: "yellow", MISSING: "red"}
 
 
 def run(settings: Settings) -> Result:
@@ -35,8 +36,8 @@ def run(settings: Settings) -> Result:
     return {"findings": [f._asdict() for f in found], "uses": uses, "exit_code": OK if usable else FAILED}
 
 
-def _verdict(needed: list[probes.Finding]) -> dict[str, Any]:
-    bad = [f for f in needed if f.state == probes.MISSING]
+def _verdict(needed: list[Finding]) -> dict[str, Any]:
+    bad = [f for f in needed if f.state == MISSING]
     reason = "; ".join(f"{f.name}: {f.found}" for f in bad) or "; ".join(f.found for f in needed if f.state != "ok")
     return {"can": not bad, "why": reason}
 
@@ -47,7 +48,7 @@ def show(result: Result, console: Console) -> None:
     for finding in result["findings"]:
         mark = f"[{COLOURS[finding['state']]}]{finding['state']:<7}[/]"
         console.print(f"  {mark}  {escape(finding['name']):<{width}}  {escape(finding['found'])}", soft_wrap=True)
-        if finding["state"] != probes.GOOD:
+        if finding["state"] != GOOD:
             indent = " " * (width + 13)
             console.print(f"{indent}needed for {escape(finding['needed_for'])}", soft_wrap=True)
             console.print(f"{indent}{escape(finding['next_step'])}", soft_wrap=True)

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from emucsd.cli.probes import GOOD, MISSING, Finding
+from emucsd.cli.finding import GOOD, MISSING, Finding
 from emucsd.process import environment
 
 

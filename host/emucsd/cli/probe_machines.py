@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 
-from emucsd.cli.probes import GOOD, MISSING, PARTLY, Finding
+from emucsd.cli.finding import GOOD, MISSING, PARTLY, Finding
 from emucsd.process import environment
 
 MACHINES = {"host machine": "x86_64", "ISP machine": "aarch64"}

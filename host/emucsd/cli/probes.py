@@ -11,21 +11,11 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
+from emucsd.cli import probe_machines
+from emucsd.cli.finding import GOOD, MISSING, PARTLY, Finding
+from emucsd.cli.probe_femu import femu
 from emucsd.cli.units import show_size
-
-GOOD, PARTLY, MISSING = "ok", "partly", "missing"
-
-
-class Finding(NamedTuple):
-    """One probe's answer. ``needed_for`` names what a user can't do without it."""
-
-    name: str
-    state: str
-    found: str
-    needed_for: str
-    next_step: str = ""
 
 
 def first_match(path: str, pattern: str) -> str:
@@ -115,9 +105,6 @@ Probe = Callable[[], Finding]
 
 def probes(runtime: Path, store: Path, cache: Path) -> list[Probe]:
     """Every probe, in the order in which a newcomer meets what it looks at."""
-    from emucsd.cli import probe_machines
-    from emucsd.cli.probe_femu import femu
-
     plots = "pip install 'emucsd[plots]'"
     torch = "pip install 'emucsd[torch]'"
     return [
