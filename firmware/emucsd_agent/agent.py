@@ -207,6 +207,8 @@ class Agent:
         if self._hold is not None:
             self._hold.close()
         self.spawner.close()
+        if self.machinery.group is not None:
+            self.machinery.group.close()
 
 
 def _group() -> Group | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 
 PERIOD_US = 50_000
 _CONTROLLERS = ("cpu", "memory")
@@ -63,7 +64,7 @@ class Group:
             missing = set(_CONTROLLERS) - set(_words(f"{base}/cgroup.subtree_control"))
             if missing:
                 raise Unavailable(f"{base} hands out no {' and '.join(sorted(missing))} controller")
-            group = cls(f"{base}/emucsd-isp-{os.getpid()}")
+            group = cls(f"{base}/emucsd-isp-{os.urandom(4).hex()}")  # process ids repeat in other namespaces
             try:
                 _write(f"{group.path}/cgroup.subtree_control", " ".join(f"+{name}" for name in _CONTROLLERS))
             except BaseException:
@@ -100,8 +101,17 @@ class Group:
         return int(_words(f"{self.path}/memory.current")[0])
 
     def close(self) -> None:
-        """Kill what is left in it and remove it."""
+        """Kill what is left in it and below, and remove it: as soon as the dead are gone, or not at all."""
         with contextlib.suppress(OSError):
             _write(f"{self.path}/cgroup.kill", "1")
-        with contextlib.suppress(OSError):
-            os.rmdir(self.path)
+        for _ in range(100):
+            try:
+                for below in [entry.path for entry in os.scandir(self.path) if entry.is_dir()]:
+                    os.rmdir(below)
+                os.rmdir(self.path)
+            except FileNotFoundError:
+                return
+            except OSError:
+                time.sleep(0.01)
+            else:
+                return

