@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -369,16 +370,23 @@ def test_drive_killed(folder: Path) -> None:
         place.close()
 
 
+def read_on(fd: int) -> None:
+    """:raises OSError: once it can't"""
+    while True:
+        os.pread(fd, 4096, 0)
+
+
 def test_signals_end_it(unmounted: Place) -> None:
-    """SIGTERM ends a mount though a file of it is open: nothing stays mounted, and the port is free."""
+    """SIGTERM ends a mount though a file of it is open and read from: nothing stays mounted, and the port is free."""
     pid = unmounted.mount()["pid"]
-    with opened(unmounted.directory / "ns1") as fd:
+    with opened(unmounted.directory / "ns1") as fd, ThreadPoolExecutor(1) as other:
+        reading = other.submit(read_on, fd)
         with pytest.raises(MountBusy, match="a file or folder of it open"):
             umount(unmounted.directory)
         os.kill(pid, signal.SIGTERM)
         settle(lambda: not Path(f"/proc/{pid}").exists(), "the process is still there")
         with pytest.raises(OSError, match=r"\[Errno"):
-            os.pread(fd, 10, 0)
+            reading.result(20.0)
     assert mount_at(unmounted.directory) is None
     Drive.open(unmounted.runtime).close()
 

@@ -41,7 +41,7 @@ REQUEST = DATA - 80  # where a request is read to: a write's own header has 40 b
 SYNC = 0x1000  # O_DSYNC, which O_SYNC has too
 FUA = 1 << 30
 
-# why ``serve`` came back
+# why ``serve`` came back; IDLE: for no reason but the time
 SLOW, IDLE, STALLED, GONE, CORRUPT, FAULT = 1, 2, 3, 4, 5, 6
 
 _BURST = 32  # requests taken before the drive hears of them
@@ -221,10 +221,11 @@ def _accept(server: Server, ring: Ring) -> int:
 
 @jit
 def serve(address: int, slice_ms: int) -> int:
-    """Serve until Python is needed, or nothing has happened for about ``slice_ms``. :returns: why it came back"""
+    """Serve until Python is needed, or for about ``slice_ms``: then Python sees signals. :returns: why it came back"""
     server = server_at(address, 0)
     ring = ring_at(server.ring, 0)
     last = monotonic()
+    stop = last + 1_000_000 * slice_ms
     while True:
         taken = _accept(server, ring)
         if ring.unsent != 0:
@@ -240,6 +241,8 @@ def serve(address: int, slice_ms: int) -> int:
                 return CORRUPT
         if taken > 0 or answered > 0:
             last = monotonic()
+            if last > stop:
+                return IDLE
             continue
         waited = monotonic() - last
         if server.out > 0:
