@@ -1,7 +1,7 @@
 """How fast a guest's time stamp counter runs, told to its kernel instead of left to a trial.
 
-Under TCG a guest's RDTSC is this machine's own counter. Linux finds its rate at boot against an emulated timer; on a busy
-machine the trial can be off by a factor, and the guest's clock runs that much too fast from then on.
+Under TCG a guest's RDTSC is this machine's own counter. Linux finds its rate at boot against an emulated timer; on a
+busy machine the trial can be off by a factor, and the guest's clock runs that much too fast from then on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TRIES = 16
 
 
 def words(architecture: str, accelerator: str) -> str:
-    """Kernel parameters for a guest; the kernel still refines the rate by up to one per cent. Empty where not needed."""
+    """Kernel parameters for a guest, empty where not needed; the kernel refines the rate by one per cent at most."""
     if architecture != "x86_64" or accelerator != "tcg" or platform.machine() != "x86_64":
         return ""
     try:
