@@ -20,6 +20,7 @@ from emucsd.errors import StartFailed
 
 START_TIMEOUT = 600.0  # the very first start compiles the firmware
 _LOG_TAIL = 2000
+_INTERRUPT_SECONDS = 10.0
 _GLANCE = 0.2  # seconds between two looks at the log
 _PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "NUMBA_", "EMUCSD_", "XDG_", "COVERAGE_")
 
@@ -79,10 +80,19 @@ def launch(
             process.wait()
             raise StartFailed(f"{exc}\ncommand: {shlex.join(argv)}") from None
         except BaseException:
-            process.kill()
-            process.wait()
+            _interrupt(process)
             raise
     return process
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    """End one that still starts: asked first, since a testbed has more to end than itself."""
+    process.terminate()
+    try:
+        process.wait(_INTERRUPT_SECONDS)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):  # it compiles and hears nothing, or the user is in a hurry
+        process.kill()
+        process.wait()
 
 
 def _await_ready(

@@ -187,3 +187,20 @@ def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["down"]) == 1
     assert main(["up", "--file", path, "--drive-only"]) == 2
     assert main(["up", "x", "--durability", "machine"]) == 2
+
+
+def test_an_interrupted_start_leaves_nothing(folder: Path) -> None:
+    """Ctrl-C while `emucsd up` waits: the testbed is asked to end, and its drives with it."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    words = [sys.executable, "-m", "emucsd", "up", "--file", str(described(folder))]
+    record = folder / "run" / "bed" / "testbed.json"
+    with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until(record.exists, SECONDS)
+        supervisor = json.loads(record.read_text())["pid"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) in (0, 130)  # 0: it was up a moment before
+    if process.returncode == 130:
+        until(lambda: gone(supervisor), SECONDS)
+        assert names() == []
+    else:
+        assert main(["down"]) == 0
