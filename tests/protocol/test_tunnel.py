@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -36,6 +39,20 @@ def noise(count: int, seed: int = 1) -> bytes:
 
 
 SMALL = ("--profile", "null", "--size", "64MiB")
+
+
+UNPRIVILEGED = """
+from emucsd.tunnel import network
+from emucsd.tunnel.tun import Tun
+print(network.may_configure())
+network.enter_private()
+tun = Tun.open("emucsd0")
+network.configure("emucsd0", 0x0A4D0001, 24, 1500)
+import socket
+link = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+link.connect(("10.77.0.2", 1))
+print(link.getsockname()[0])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +281,19 @@ def work(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def test_without_root_the_command_says_what_to_do(tmp_path: Path) -> None:
+def test_without_rights_of_ones_own() -> None:
+    """Without CAP_NET_ADMIN there is still a network: in a user namespace, for this process alone."""
+    setpriv = shutil.which("setpriv")
+    if os.geteuid() == 0 and setpriv is None:
+        pytest.skip("setpriv is not installed: these rights can't be given up")
+    words = [setpriv or "", "--bounding-set=-net_admin,-sys_admin"] if os.geteuid() == 0 else []
+    done = subprocess.run([*words, sys.executable, "-c", UNPRIVILEGED], env=tunnel_ends.environment(),
+                          capture_output=True, text=True, timeout=PATIENCE)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "False\n10.77.0.1\n"
+
+
+def test_an_end_says_what_to_do(tmp_path: Path) -> None:
     """A drive that is not there keeps an end waiting, not failing; a bad network is refused with the reason."""
     with tunnel_ends.places(1) as (only,):
         end = only.end("host", [tmp_path / "nobody"], "--network", "10.77.0.0/33")

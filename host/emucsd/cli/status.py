@@ -96,6 +96,19 @@ def _show_testbed(name: str, bed: Tree, console: Console) -> None:
         )
 
 
+def _tunnel(tunnel: Tree) -> str:
+    ways = (("to the ISP engine", tunnel["to_isp"]), ("to the host", tunnel["to_host"]))
+    if not tunnel["open"] and not any(way["frames"] for _, way in ways):
+        return "  tunnel: closed"
+    told = []
+    for where, way in ways:
+        lost = {"dropped": way["unheard"] + way["lost"], "batches refused": way["refused"], "expired": way["expired"]}
+        more = "".join(f", {show_count(number)} {what}" for what, number in lost.items() if number)
+        told.append(f"{show_count(way['frames'])} frames {where}{more}")
+    state = f"open, MTU {tunnel['mtu']}" if tunnel["open"] else "closed"
+    return f"  tunnel: {state}; {'; '.join(told)}"
+
+
 def _show_one(name: str, drive: Tree, console: Console) -> None:
     """The figures that people ask for; --json has them all."""
     about, settings, stats = drive["drive"], drive["settings"], drive["stats"]
@@ -117,6 +130,7 @@ def _show_one(name: str, drive: Tree, console: Console) -> None:
         console.print(f"    {_port(stats['ports'][number])}", soft_wrap=True)
     console.print(_flash(stats["nand"]))
     console.print(_ftl(stats["ftl"]), soft_wrap=True)
+    console.print(_tunnel(stats["tunnel"]), soft_wrap=True)
     late = stats["lateness_us"]
     if late["count"]:
         p50, p99 = (show_time(late[key] * 1000) for key in ("p50", "p99"))
