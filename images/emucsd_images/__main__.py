@@ -4,14 +4,16 @@ python -m emucsd_images build                     # all that the full testbed ne
 python -m emucsd_images build host-small isp-small --json
 python -m emucsd_images list
 python -m emucsd_images path isp-small
-python -m emucsd_images clean --dry-run           # what no recipe asks for any more
+python -m emucsd_images clean --dry-run           # what no recipe asks for and no machine uses
 python -m emucsd_images box --out emucsd.box      # a Vagrant box: docs/vagrant.md
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -75,15 +77,25 @@ def _path(options: argparse.Namespace) -> None:
     _show(options, _told(found), str(found.folder))
 
 
+def _open_folders() -> set[Path]:
+    """Folders of files that some process has open, a machine its image's disk, as far as this user may see."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            found.add(Path(os.readlink(link)).parent)
+    return found
+
+
 def _clean(options: argparse.Namespace) -> None:
     recipes = [load(name) for name in NAMES]
     wanted = {image_folder(recipe) for recipe in recipes} | {recipe.unpacked.folder for recipe in recipes}
     wanted.add(PACKAGES.folder)
+    used = _open_folders()
     old = [
         path
         for pattern in ("image-*", "root-*")
         for path in sorted(cache_root().glob(pattern))
-        if path.is_dir() and path not in wanted
+        if path.is_dir() and path not in wanted and path not in used
     ]
     if not options.dry_run:
         for path in old:

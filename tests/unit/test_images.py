@@ -98,18 +98,20 @@ def test_an_image_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch
 def test_dry_runs_and_clean(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Images of older recipes go, the others and the lock of nobody's stay."""
+    """Images of older recipes go, unless a machine has one open; the others stay."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kept = image.image_folder(recipe.load("host"))
     old = kept.with_name("image-host-0123456789ab")
-    for folder in (kept, old):
+    for folder in (kept, old, used := old.with_name("image-host-ba9876543210")):
         folder.mkdir(parents=True)
     assert main(["build", "host", "isp", "--dry-run"]) == 0
     assert capsys.readouterr().out == "would build: isp\n"
     assert main(["clean", "--dry-run"]) == 0
     assert old.is_dir()
-    assert main(["clean"]) == 0
+    with open(used / "disk.raw", "w"):
+        assert main(["clean"]) == 0
     assert kept.is_dir()
+    assert used.is_dir()
     assert not old.exists()
     assert main(["list", "--json"]) == 0
     assert '"built": true' in capsys.readouterr().out
