@@ -10,6 +10,7 @@ import re
 import select
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from emucsd.mount.errors import MountBusy, MountError, MountMissing, MountUnavai
 KIND = "emucsd"  # of file system: the kernel says fuse.emucsd
 _DETACH = 2  # MNT_DETACH
 _HINT_S, _END_TIMEOUT_S = 1.0, 30.0
+_LOOP_S = 3.0
 
 
 class Mounted(NamedTuple):
@@ -95,6 +97,9 @@ def umount(directory: Path, *, lazy: bool = False) -> Mounted:
         raise MountMissing(f"{directory}: no drive is mounted there; drives are mounted on: {known}")
     ended = _watch(mount.pid)
     try:
+        deadline = time.monotonic() + _LOOP_S
+        while not lazy and _going(users(mount.directory)) and time.monotonic() < deadline:
+            time.sleep(0.02)
         _take_away(mount, lazy=lazy)
         if ended is not None and not _end(ended, at_once=lazy):
             raise MountError(
@@ -115,6 +120,30 @@ def _watch(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except (OSError, ProcessLookupError):
         return None
+
+
+def _going(loops: list[str]) -> bool:
+    """Whether a loop device is about to go: its file system was unmounted, and the kernel clears it a moment later."""
+    for loop in loops:
+        clears = Path("/sys/block", Path(loop).name, "loop/autoclear")
+        with contextlib.suppress(OSError):
+            if clears.read_text().strip() == "1" and not _mounted_by(loop):
+                return True
+    return False
+
+
+def _mounted_by(loop: str) -> list[int]:
+    """Processes that see a file system of the device, one of each mount namespace that this user may look into."""
+    number = Path("/sys/block", Path(loop).name, "dev").read_text().strip()
+    found: dict[int, int] = {}
+    for process in [Path("/proc/self"), *Path("/proc").glob("[0-9]*")]:
+        with contextlib.suppress(OSError, ValueError):
+            space = (process / "ns/mnt").stat().st_ino
+            if space not in found and any(
+                line.split(" ")[2] == number for line in (process / "mountinfo").read_text().splitlines()
+            ):
+                found[space] = os.getpid() if process.name == "self" else int(process.name)
+    return list(found.values())
 
 
 def _end(process: int, *, at_once: bool) -> bool:
@@ -155,9 +184,18 @@ def _take_away(mount: Mounted, *, lazy: bool) -> None:
     if number != errno.EBUSY:
         raise MountError(f"{mount.directory} could not be unmounted: {text}")
     loops = users(mount.directory)
-    who = f"of loop devices: {', '.join(loops)}" if loops else "a program has a file or folder of it open"
-    how = "".join(f"; umount {loop} or losetup -d {loop} ends one" for loop in loops[:1])
-    raise MountBusy(f"{mount.directory} is in use, {who}{how}; emucsd umount --lazy cuts off whoever uses it")
+    who = "; ".join(map(_told, loops)) if loops else "a program has a file or folder of it open"
+    raise MountBusy(f"{mount.directory} is in use: {who}; or emucsd umount --lazy, which cuts off whoever uses it")
+
+
+def _told(loop: str) -> str:
+    """What a loop device is doing, and how to end it."""
+    pids = _mounted_by(loop)
+    if not pids:
+        return f"losetup -d {loop} ends that loop device"
+    if os.getpid() in pids:
+        return f"umount {loop} ends that loop mount"
+    return f"{loop} is mounted in another mount namespace, that of process {pids[0]}"
 
 
 def _unescaped(text: str) -> str:
