@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
 import os
+import pty
+import select
 import signal
+import struct
+import subprocess
+import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -15,6 +24,8 @@ from tests.drive_process import until
 from tests.system.conftest import Make
 
 pytestmark = pytest.mark.vm
+
+SECONDS = 120.0
 
 
 def test_commands_and_files(testbed: Testbed) -> None:
@@ -68,6 +79,59 @@ def test_the_machine_in_the_drive(testbed: Testbed) -> None:
     assert isp.run(read).out == testbed.host.run(read).out
     assert testbed.host.run("ping -c 1 -w 30 isp0").status == 0
     assert isp.run("ping -c 1 -w 30 host").status == 0
+
+
+@pytest.fixture
+def at_hand(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> Testbed:
+    """The shared one as the command line finds it."""
+    monkeypatch.setenv("EMUCSD_RUNTIME", str(testbed.runtime.parent))
+    return testbed
+
+
+def emucsd(*words: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """The command line as a user's shell calls it."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return subprocess.run(
+        [sys.executable, "-m", "emucsd", *words], input=data, capture_output=True, env=environment, check=False,
+        timeout=SECONDS,
+    )  # fmt: skip
+
+
+def test_ssh_from_the_command_line(at_hand: Testbed) -> None:
+    """Exit code, both outputs and standard input pass as they are; words are not split again."""
+    done = emucsd("ssh", "host", "cat; echo err >&2; exit 5", data=b"piped\n")
+    assert (done.returncode, done.stdout, done.stderr) == (5, b"piped\n", b"err\n")
+    done = emucsd("ssh", "--json", "isp0", "printf", "%s|", "a b", "-n")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["out"] == "a b|-n|"
+    told = json.loads(emucsd("status", "--json").stdout)["testbeds"]["testbed"]
+    assert set(told["machines"]) == {"host", "isp0"}
+    assert set(told["seconds"]) == {"host", "isp0"}
+    assert b"suspended" in emucsd("machine", "suspend", "host").stdout
+    assert b"goes on" in emucsd("machine", "resume", "host").stdout
+
+
+def test_a_terminal_on_a_machine(at_hand: Testbed) -> None:
+    """`emucsd ssh host` is a shell on a terminal of this one's size; its exit code is ours."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 111, 0, 0))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "TERM": "vt100"}
+    environment = {key: value for key, value in environment.items() if key not in ("LINES", "COLUMNS")}
+    words = [sys.executable, "-m", "emucsd", "ssh", "host"]
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        os.write(ours, b"stty size; hostname; exit 4\n")
+        said = b""
+        try:
+            with contextlib.suppress(OSError):  # EIO: the other side is closed
+                while select.select([ours], [], [], SECONDS)[0] and (piece := os.read(ours, 4096)):
+                    said += piece
+            assert process.wait(SECONDS) == 4, said
+        finally:
+            process.kill()
+    os.close(ours)
+    assert b"33 111" in said
+    assert b"\r\nhost\r\n" in said
 
 
 TWO = """

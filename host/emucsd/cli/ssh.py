@@ -11,7 +11,7 @@ import signal
 import sys
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from emucsd.ssh import Ssh
 
 _PIECE = 1 << 16
+_LOOK_SECONDS = 0.5
+Take = Callable[[bytes, bool], None]  # a piece, and whether it is of standard error
 
 
 def run(settings: Settings) -> Result:
@@ -40,13 +42,13 @@ def run(settings: Settings) -> Result:
             return {"machine": settings.machine, "exit_code": _shell(ssh)}
         # one word is a line for the machine's shell, as `emucsd ssh host 'ls | wc'`; several are a command's own
         line = words[0] if len(words) == 1 else shlex.join(words)
-        data = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
-        if settings.json:
-            done = ssh.run(line, data=data, timeout=None)
-            return {"machine": settings.machine, "status": done.status, "out": done.out, "err": done.err,
-                    "exit_code": _code(done.status)}  # fmt: skip
-        status = ssh.run(line, data=data, timeout=None, tell=_print).status
-        return {"machine": settings.machine, "exit_code": _code(status)}
+        said: dict[bool, bytearray] = {False: bytearray(), True: bytearray()}
+        with ssh.session() as channel:
+            channel.exec_command(line)
+            _pass_on(channel, (lambda piece, error: said[error].extend(piece)) if settings.json else _print)
+            status = channel.recv_exit_status()
+    out, err = (bytes(said[error]).decode(errors="replace") for error in (False, True))
+    return {"machine": settings.machine, "status": status, "out": out, "err": err, "exit_code": _code(status)}
 
 
 def _code(status: int) -> int:
@@ -66,7 +68,7 @@ def _shell(ssh: Ssh) -> int:
         channel.get_pty(os.environ.get("TERM", "vt100"), size.columns, size.lines)
         channel.invoke_shell()
         with _raw(), _resizing(channel):
-            _pass_on(channel)
+            _pass_on(channel, _print)
         return _code(channel.recv_exit_status())
 
 
@@ -75,7 +77,7 @@ def _raw() -> Iterator[None]:
     """The terminal keeps nothing to itself; as it was afterwards, whatever happens."""
     before = termios.tcgetattr(sys.stdin)
     try:
-        tty.setraw(sys.stdin)
+        tty.setraw(sys.stdin, termios.TCSADRAIN)  # what was typed already counts too
         yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
@@ -97,22 +99,39 @@ def _resizing(channel: Channel) -> Iterator[None]:
         signal.signal(signal.SIGWINCH, before)
 
 
-def _pass_on(channel: Channel) -> None:
-    """Keys there, text back, until the shell ends."""
-    keys: Any = sys.stdin.fileno()
-    watched = [channel, keys]
+def _pass_on(channel: Channel, take: Take) -> None:
+    """What is typed or piped there, what it prints back, until it ends."""
+    watched: list[Any] = [channel]
+    keys = _input()
+    if keys is None:
+        channel.shutdown_write()
+    else:
+        watched.append(keys)
     while True:
-        ready, _, _ = select.select(watched, [], [])
-        if channel in ready:
-            if not (data := channel.recv(_PIECE)):
-                return
-            os.write(sys.stdout.fileno(), data)
-        if keys in ready:
+        ready, _, _ = select.select(watched, [], [], _LOOK_SECONDS)
+        while channel.recv_stderr_ready():
+            take(channel.recv_stderr(_PIECE), True)
+        while channel.recv_ready():
+            take(channel.recv(_PIECE), False)
+        if channel.exit_status_ready() and channel.eof_received and not channel.recv_ready():
+            return
+        if channel.closed:
+            return
+        if keys in ready and keys is not None:
             if typed := os.read(keys, _PIECE):
-                channel.sendall(typed)
+                with contextlib.suppress(OSError):  # it may have ended without reading all of it
+                    channel.sendall(typed)
             else:
                 watched.remove(keys)
                 channel.shutdown_write()
+
+
+def _input() -> int | None:
+    """Standard input, where there is one."""
+    try:
+        return sys.stdin.fileno()
+    except (OSError, ValueError):
+        return None
 
 
 def show(result: Result, console: Console) -> None:
