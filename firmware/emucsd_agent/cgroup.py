@@ -52,6 +52,7 @@ class Group:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._cpu_max = ""
         os.mkdir(path)
 
     @classmethod
@@ -87,7 +88,10 @@ class Group:
 
     def limit_cpu(self, cores: float) -> None:
         """Processor time, in cores of this machine."""
-        _write(f"{self.path}/cpu.max", f"{max(int(cores * PERIOD_US), 1000)} {PERIOD_US}")
+        wanted = f"{max(int(cores * PERIOD_US), 1000)} {PERIOD_US}"
+        if wanted != self._cpu_max:  # each write fills the purse: written every period it would be twice the limit
+            _write(f"{self.path}/cpu.max", wanted)
+            self._cpu_max = wanted
 
     def ended_by_memory(self) -> bool:
         """Whether the kernel has ended something in it for want of memory."""

@@ -106,6 +106,7 @@ class Governor:
             with self._changed:
                 while not self._subjects:
                     self._ran.clear()
+                    self._rest()
                     self._changed.wait()
                 subjects = list(self._subjects)
             for subject in subjects:
@@ -118,6 +119,11 @@ class Governor:
                     wanted = processes.load(pid for subject in subjects for pid in subject.pids).runnable
                     self.group.limit_cpu(self._worth(wanted))
                 time.sleep(LOOK)
+
+    def _rest(self) -> None:
+        """No job runs: the next one begins with one core's worth."""
+        if self.throttle == "cgroup" and self.group is not None:
+            self.group.limit_cpu(self._worth(1))
 
     def _check_memory(self, subjects: list[Subject]) -> None:
         for subject in subjects:

@@ -32,6 +32,21 @@ with Disk.open() as disk:
     disk.write(int(sys.argv[3]), open("data", "rb").read())
     disk.flush()
 """
+SHARE = """
+import os, subprocess, sys
+from pathlib import Path
+from emucsd.isp.client import Isp
+words = ["--listen", "unix:agent", "--work", "work", "--cpu-share", "0.25"]
+agent = subprocess.Popen([sys.executable, "-m", "emucsd_agent", *words], stderr=subprocess.DEVNULL)
+isp = Isp(socket=Path("agent"))
+print(isp.wait_ready(60)["throttle"])
+spin = "import time; end = time.monotonic() + 2\\nwhile time.monotonic() < end: pass"
+result = isp.run([sys.executable, "-c", spin]).wait()
+print(result.cpu_seconds / result.seconds)
+agent.terminate()
+agent.wait()
+print(os.listdir("work"))
+"""
 FIRST, SECOND = 1 << 20, 4 << 20  # places on the disk: any test here may write there
 SIZE = 300_000 // 4096 * 4096
 
@@ -86,6 +101,14 @@ def test_memory_limit_by_the_kernel(isp: Isp) -> None:
     with pytest.raises(LimitExceeded) as caught:
         isp.run(["python3", "-c", grow], limits=Limits(memory_bytes=64 << 20)).wait()
     assert caught.value.result.reason == "memory"
+
+
+def test_processor_share_by_the_kernel(isp: Isp) -> None:
+    """Another agent, whose cores are worth a quarter, holds its jobs to that by a control group, and leaves none."""
+    throttle, share, left = list(isp.run(["python3", "share.py"], inputs={"share.py": SHARE}))
+    assert throttle == "cgroup"
+    assert float(share) < 0.25 * 1.25
+    assert left == "['lock']"
 
 
 def test_time_limit_and_cancel(isp: Isp) -> None:
