@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -41,6 +42,8 @@ class Controller:
         self.queues: list[Queue] = []
         self.granted = 0  # queue pairs that the drive allows
         self.on_reset: list[Callable[[], None]] = []  # for queue pairs that others have made
+        self.settled = False  # its queues are made; else it is being reset
+        self.lock = threading.RLock()  # held by those others while they use the admin queue
         self.admin = self._enable()
 
     # -- registers ---------------------------------------------------------------------------------------------------
@@ -88,14 +91,16 @@ class Controller:
 
     def disable(self) -> None:
         """Controller reset: every queue is gone, and the drive has let go of all memory of commands."""
+        with self.lock:
+            self.settled = False
+            for hook in list(self.on_reset):
+                hook()
         if Cc(self.read(Register.CC)).en:
             self.write(Register.CC, 0)
         self._await(0)
         for queue in self.queues:
             queue.close()
         self.queues.clear()
-        for hook in list(self.on_reset):
-            hook()
 
     def reset(self) -> None:
         """Disable and enable; I/O queues have to be made anew. :raises ControllerFailed: it does not come back"""
@@ -130,7 +135,9 @@ class Controller:
             self.granted = min(granted.nsq, granted.ncq) + 1
             if self.granted < count:
                 raise InvalidArgument(f"{count} queue pairs: the drive grants {self.granted}")
-        return [self._create_queue(qid, entries) for qid in range(1, count + 1)]
+        made = [self._create_queue(qid, entries) for qid in range(1, count + 1)]
+        self.settled = True
+        return made
 
     def _create_queue(self, qid: int, entries: int) -> Queue:
         queue = Queue(self.link, qid, entries)

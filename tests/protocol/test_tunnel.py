@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from tests.tunnel_ends import PATIENCE, Place
 tunnel_ends.require()
 
 MIB = 1 << 20
-LONG = 48 * MIB  # takes long enough to be interrupted
+LONG = 32 * MIB  # takes long enough to be interrupted
 
 
 def noise(count: int, seed: int = 1) -> bytes:
@@ -107,10 +106,16 @@ def until(happened: Any, what: str) -> None:
         time.sleep(0.01)
 
 
+def carried(control: Control) -> int:
+    """Bytes through the drive, both ways."""
+    tunnel = control.stats()["tunnel"]
+    return int(tunnel["to_isp"]["bytes"]) + int(tunnel["to_host"]["bytes"])
+
+
 def under_way(control: Control) -> None:
     """Until a transfer has begun: some MiB are through the drive."""
-    counters = control.stats()["tunnel"]["to_isp"]["bytes"]
-    until(lambda: control.stats()["tunnel"]["to_isp"]["bytes"] > counters + 2 * MIB, "nothing was sent")
+    before = carried(control)
+    until(lambda: carried(control) > before + 2 * MIB, "nothing was sent")
 
 
 def test_tcp_through_an_open_drive(drive: Drive, isp: tunnel_ends.End) -> None:
@@ -176,19 +181,24 @@ def test_refused_until_the_host_opens(drive: Drive, isp: tunnel_ends.End) -> Non
         assert echo(link, b"other network") == b"other network"
 
 
-def test_a_controller_reset_in_mid_transfer(drive: Drive, isp: tunnel_ends.End) -> None:
+def test_controller_resets_in_mid_transfer(process: DriveProcess, isp: tunnel_ends.End) -> None:
     """drive.reset() takes the tunnel's queue pair away; it comes back by itself and the connection goes on."""
     data = noise(LONG)
-    with Tunnel([drive], private=True).wait(PATIENCE) as tunnel:
+    with Drive.open(process.runtime, queues=3) as drive, drive.tunnel(private=True).wait(PATIENCE) as tunnel:
         isp.wait()
+
+        def resets() -> None:
+            for _ in range(3):
+                under_way(drive.control)
+                drive.reset()
+
         with tunnel.connect(0, 7) as link:
-            resets = threading.Thread(
-                target=lambda: [step() for step in (partial(under_way, drive.control), drive.reset)]
-            )
-            resets.start()
+            resetting = threading.Thread(target=resets)
+            resetting.start()
             assert echo(link, data) == data
-            resets.join()
-        assert tunnel.status()["drives"][0]["attached"] >= 2
+            resetting.join()
+        assert tunnel.status()["drives"][0]["attached"] >= 4
+        drive.namespace(1).write(0, noise(4096))
 
 
 def test_an_isp_end_killed_in_mid_transfer(process: DriveProcess, drive: Drive, place: Place) -> None:

@@ -31,8 +31,10 @@ class BesidePort:
         controller, link = direct.controller, direct.link
         self._direct = direct
         self._admin = controller.admin
-        qid = len(controller.queues) + 1
-        if qid > controller.granted:
+        if not controller.settled:
+            raise ConnectionLost(f"{direct.name}: the controller is being reset")
+        qid = controller.granted  # the last one: the drive's own are counted from the first
+        if qid <= len(controller.queues):
             raise InvalidArgument(f"{direct.name}: all queue pairs are taken; open the drive with fewer queues")
         # the array stays until this port goes: a command that waits may still be given frames
         self._array = link.memory.array(MEMORY_BYTES)
@@ -41,7 +43,9 @@ class BesidePort:
         doorbells = Doorbells(link.page_view, lambda offset, value: send_doorbell(link.vfio, offset, value))
         self._reset = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        controller.on_reset.append(self._was_reset)
+        with controller.lock:
+            controller.on_reset.append(self._was_reset)
+            self._reset = not controller.settled
         attached = Attached(memory, doorbells, link.vfio, self._run, admin_data(memory), self._leave)
         try:
             self._port = DirectPort(direct.name, number, qid, attached)
@@ -59,8 +63,9 @@ class BesidePort:
         os.eventfd_write(self._wake, 1)
 
     def _run(self, sqe: Sqe) -> Ended:
-        self._check()
-        done = self._admin.call(sqe, timeout=10.0)
+        with self._direct.controller.lock:
+            self._check()
+            done = self._admin.call(sqe, timeout=10.0)
         return Ended(0, done.status, done.result & 0xFFFF_FFFF, done.result >> 32)
 
     def _check(self) -> None:
@@ -68,7 +73,7 @@ class BesidePort:
             raise ConnectionLost(f"{self.name}: the controller was reset")
 
     def _leave(self, port: DirectPort) -> None:
-        if not self._reset:
+        if not self._reset:  # else the queue pair has gone already
             with contextlib.suppress(EmucsdError, OSError):
                 if port.number == 0:
                     port.set_up(CLOSED)
