@@ -167,6 +167,8 @@ class Job:
 
     def _run(self) -> None:
         self._begun = time.monotonic()
+        self.state = "running"  # from here on: its first words may be here before its keeper's
+        self._news()
         limits = self.request.limits
         group = None
         used: dict[str, Any] = {}
@@ -276,8 +278,6 @@ class Job:
             return
         self._subject = Subject(int(said["keeper"]), self._memory_bytes, group, self.end)
         self._machinery.governor.add(self._subject)
-        self.state = "running"
-        self._news()
 
     def _order(self) -> float:
         """``end`` was called. :returns: when to kill what is left"""
