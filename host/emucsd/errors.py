@@ -34,16 +34,13 @@
 
 Parts of the library have theirs beside them; each is found here by its name as well (``errors.VolumeFull``):
 
-    EmucsdError
-    ├── VolumeError                 volume: VolumeMissing, VolumeDamaged, VolumeFull, NameTaken, NameUnknown
-    ├── TableError                  rows: TableShapeError (a ValueError), NotATable, TableClosed
-    ├── IndexOutOfRange             lookup: an id names no row (an IndexError)
-    ├── RowUnreadable               lookup: the flash has lost a row
-    ├── FileRefused                 extents: a file that can't be a table, a class for each reason
-    ├── DemoFailed                  demo: a sum differs
-    ├── TunnelError                 tunnel.errors
-    ├── IspError                    isp.errors: IspUnreachable, IspRefused, IspLost, IspUnavailable, JobFailed, …
-    └── MountError                  mount.errors: MountUnavailable, MountTaken, MountMissing, MountBusy
+- volume: VolumeError, of which VolumeMissing, VolumeDamaged, VolumeFull, NameTaken and NameUnknown (a KeyError)
+- rows: TableError, of which TableShapeError (a ValueError), NotATable and TableClosed
+- lookup: IndexOutOfRange (an IndexError), RowUnreadable
+- extents: FileRefused, a file that can't be a table, with a class for each reason
+- mount.errors: MountError, of which MountUnavailable, MountTaken, MountMissing and MountBusy
+- isp.errors: IspError, of which IspUnreachable, IspRefused, IspLost, IspUnavailable and JobFailed
+- tunnel.errors: TunnelError; demo: DemoFailed; bench.mount: FioMissing
 
 Every text carries the value at fault, its limit where there is one, and the next step.
 """
