@@ -85,7 +85,9 @@ YIELD_EVERY = 64
 CLOCK_EVERY = 255  # a drive without delays reads the clock once in so many (+ 1) rounds
 UNKNOWN_HOST_POLL_NS = 500_000  # a host that cannot wake us rings a mapped page: look at it this often
 INTERRUPT_POLL_NS = 50_000  # interrupts wait to be raised: look at them this often
-SPIN_NS = 500_000  # how long to spin where waking takes a trap of an emulated processor and a message
+LINGER_NS = 500_000  # how long to look on where waking takes a trap of an emulated processor and a message
+NAP_NS = 20_000
+STEP_NS = 5_000  # enough for another thread to get the core
 IDLE_NS = 1_000_000_000
 RETRY_NS = 1_000_000
 WAKE_EARLY_NS = 80_000  # a sleep ends this much before the next event is due
@@ -388,11 +390,19 @@ def sleep(drive: DriveState) -> None:
 
 
 @jit_inline
-def _keeps_spinning(drive: DriveState, since: int) -> bool:
+def _lingers(drive: DriveState, since: int) -> bool:
     """Whether a host with shadow doorbells may ring again soon: the one that finds us asleep costs it dearly."""
     if drive.port0.shadow == 0 and drive.port1.shadow == 0:
         return False
-    return monotonic() - since < SPIN_NS
+    return monotonic() - since < LINGER_NS
+
+
+@jit
+def _step_aside(drive: DriveState) -> None:
+    """Leave the core to the emulator that delivers our interrupt. ``yield_core`` is not enough: between processes of
+    different sessions or control groups it has no effect, and the emulator would wait for the end of our time slice."""
+    drive.aside = 0
+    wait(drive.kick_fd, STEP_NS)
 
 
 @jit
@@ -413,15 +423,20 @@ def run(address: int) -> int:
             continue
         idle += 1
         relax()
+        if drive.aside != 0:
+            _step_aside(drive)
         if idle % YIELD_EVERY != 0:
             continue
         if idle == YIELD_EVERY:
             since = monotonic()
-        if idle < SPINS or _keeps_spinning(drive, since):
-            background(drive.ftl, drive.nand, drive.clock.now)
+        more = background(drive.ftl, drive.nand, drive.clock.now)
+        if idle < SPINS:
             yield_core()
             continue
-        if background(drive.ftl, drive.nand, drive.clock.now) != 0 and drive.clock.mode == REAL:
+        if more != 0 and drive.clock.mode == REAL:
+            continue
+        if _lingers(drive, since):
+            wait(drive.kick_fd, NAP_NS)
             continue
         sleep(drive)
 

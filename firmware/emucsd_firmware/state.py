@@ -30,6 +30,7 @@ class DriveState(State):
     rounds: I64
     sleeps: I64
     waiting: I64  # interrupts that are to be raised a little later
+    aside: I64  # 1 when a guest was interrupted whose emulator may need the core that the data plane is on
     clock: Clock
     costs: Costs
     commands: Commands

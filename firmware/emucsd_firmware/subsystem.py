@@ -172,14 +172,14 @@ class Subsystem:
 
     def attach(self, namespace: Namespace, controllers: list[int]) -> None:
         """Attach to controllers that do not have it yet."""
-        namespace.attached = sorted({*namespace.attached, *controllers})
+        namespace.set_attached({*namespace.attached, *controllers})
         self.save()
         self.publish()
         self._tell(namespace, controllers)
 
     def detach(self, namespace: Namespace, controllers: list[int]) -> None:
         """Take it from controllers that have it."""
-        namespace.attached = sorted(set(namespace.attached) - set(controllers))
+        namespace.set_attached(set(namespace.attached) - set(controllers))
         self.save()
         self.publish()
         for cntlid in controllers:

@@ -1,7 +1,8 @@
 """Namespaces of the subsystem: who is attached where, who may know of whom, and what the data plane sees of it.
 
 A namespace that is attached to the drive's own controller alone is *private*: for the host's controller it does not
-exist. The host can neither see it in a list nor identify, attach, format or delete it.
+exist. The host can neither see it in a list nor identify, attach, format or delete it. It stays private when it is
+detached: only a command of the drive's own controller can give it to the host.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ LBA_SHIFTS = (9, 12)  # the LBA formats: 512 and 4096 bytes, no metadata
 OUI = bytes((0x52, 0x54, 0x00))  # locally administered, as QEMU's virtual devices use it
 
 
-class Namespace(msgspec.Struct, forbid_unknown_fields=True):
+class Namespace(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One namespace, as ``nvram.json`` keeps it.
 
     ``made`` counts the namespaces that were ever created in this subsystem: identifiers are never used twice.
@@ -36,6 +37,7 @@ class Namespace(msgspec.Struct, forbid_unknown_fields=True):
     shared: bool
     attached: list[int]  # controller ids
     made: int
+    private: bool = False
 
     @property
     def blocks(self) -> int:
@@ -60,7 +62,15 @@ class Namespace(msgspec.Struct, forbid_unknown_fields=True):
 
     def known_to(self, controller: int) -> bool:
         """Whether this namespace exists for a controller."""
-        return controller != HOST_CONTROLLER or not self.attached or HOST_CONTROLLER in self.attached
+        if controller != HOST_CONTROLLER or HOST_CONTROLLER in self.attached:
+            return True
+        return not (self.private or self.attached)
+
+    def set_attached(self, controllers: set[int]) -> None:
+        """Who has it from now on."""
+        self.attached = sorted(controllers)
+        if controllers:
+            self.private = HOST_CONTROLLER not in controllers
 
 
 class Namespaces:

@@ -57,6 +57,9 @@ class CompletionQueue(State):
     since: I64  # when the first of them was noticed, 0 for not yet
     signalled: I64  # when the interrupt was last raised
     told: I64  # where the host's head was then
+    look_ns: I64  # how long the host takes from an interrupt until its head has moved, on average
+    measured: I64  # the interrupt that ``look_ns`` knows of
+    depth: I64  # the most completions that lately waited for the host at a time
     immediate: I64  # its vector is not coalesced (feature 09h)
     held: I64
     held_last: I64
