@@ -21,13 +21,27 @@ if ! "$VENV/bin/python" -c 'import importlib.util as u, sys; sys.exit(not u.find
         say "no CPU build of torch $torch in this package index: tests against PyTorch are skipped"
 fi
 
-# What the system tests need to make themselves a QEMU and a guest (they skip, with the reason, where it is missing).
+# What tests run besides Python, each with its Debian package. Tests of a program that is not there skip, with the reason.
+want() { # want PROGRAM PACKAGE...: the first of the packages that can be had
+    command -v "$1" >/dev/null 2>&1 && return
+    program=$1
+    shift
+    for package in "$@"; do
+        install_packages "$package" && return
+    done
+    say "no $program: tests that run it are skipped"
+}
+want fio fio
+want iperf3 iperf3
+want mkfs.ext4 e2fsprogs
+want ip iproute2
+ldconfig -p 2>/dev/null | grep -q libfuse.so.2 || want libfuse2 libfuse2 libfuse2t64
+
+# What the system tests need to make themselves a QEMU and machines.
 if [ -z "${EMUCSD_SKIP_VM:-}" ]; then
-    missing=
-    command -v mmdebstrap >/dev/null 2>&1 || missing="$missing mmdebstrap"
-    [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$missing debian-archive-keyring"
-    # shellcheck disable=SC2086  # a list of package names
-    [ -z "$missing" ] || install_packages $missing || say "the system tests will be skipped"
+    want mmdebstrap mmdebstrap
+    [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || want debian-archive-keyring debian-archive-keyring
+    want vagrant vagrant
 fi
 
 if [ -n "${EMUCSD_SKIP_VM:-}" ]; then
