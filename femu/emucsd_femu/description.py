@@ -5,7 +5,7 @@
     [drive.isp] engine ("machine", "local" or "none"), memory
     [host]      engine ("machine" or "none"), memory, cpus, qemu ("auto" or "femu"), compare ("none" or "femu")
     [tunnel]    enabled, network, mtu
-    [cluster]   ocfs2
+    [cluster]   ocfs2, mount
 
 Everything has a default; no file at all is one drive, a host machine, and a machine in the drive. Sizes are bytes or
 texts such as "2GiB".
@@ -95,6 +95,7 @@ class Description:
     host: Host = Host()
     tunnel: Tunnel = Tunnel()
     ocfs2: bool = True
+    mount: str = "/shared"  # where shared namespaces are mounted on both sides; "": nowhere
 
     def public(self) -> dict[str, Any]:
         """As JSON tells it."""
@@ -181,6 +182,12 @@ def _switch(value: Any) -> bool:
     return value
 
 
+def _mount(value: Any) -> str:
+    if not isinstance(value, str) or (value and not re.fullmatch(r"(/[A-Za-z0-9._-]+)+", value)):
+        raise ValueError('must be an absolute folder without blanks, or "" to mount nothing')
+    return value
+
+
 def _among(*allowed: str) -> Callable[[Any], str]:
     def parse(value: Any) -> str:
         if value not in allowed:
@@ -242,9 +249,10 @@ def parse(content: Mapping[str, Any], folder: Path | None = None) -> Description
         host=_host(_Section("host", top.take("host", _table, {}))),
         tunnel=_tunnel(_Section("tunnel", top.take("tunnel", _table, {}))),
         ocfs2=cluster.take("ocfs2", _switch, True),
+        mount=cluster.take("mount", _mount, "/shared"),
     )
     about.end("name", "images")
-    cluster.end("ocfs2")
+    cluster.end("ocfs2", "mount")
     top.end("testbed", "drive", "host", "tunnel", "cluster")
     return _whole(found)
 

@@ -93,7 +93,25 @@ def services(description: Description, number: int | None, *, bind: bool = False
     # drives are probed side by side: which is nvme0 is chance, the slot is not
     ready = " && ".join(f"ls {folder}/nvme* >/dev/null 2>&1" for folder in folders)
     drives = " ".join(f'--drive "/dev/$(ls {folder})"' for folder in folders)
-    return [f"{told}until {ready}; do usleep 50000; done; exec {shlex.join(words)} {drives}"]
+    ends = f"{told}until {ready}; do usleep 50000; done; exec {shlex.join(words)} {drives}"
+    return [ends, *mounts(description, number)]
+
+
+def mounts(description: Description, number: int | None) -> list[str]:
+    """The shared namespaces, each on the host machine and on the machine in its drive.
+
+    On a host machine with several drives each has a folder of its drive's name.
+    """
+    if not (description.ocfs2 and description.mount and description.host.engine == "machine"):
+        return []
+    shared = [isp for isp, drive in description.isps.items() if drive.isp.engine == "machine"]
+    found = []
+    for isp in shared if number is None else [number]:
+        own = number is None and len(description.drives) > 1
+        folder = f"{description.mount}/{description.drives[isp].name}" if own else description.mount
+        slot = FIRST_DRIVE_SLOT + (isp if number is None else 0)
+        found.append(f": ocfs2; exec emucsd-ocfs2 keep 0000:00:{slot:02x}.0 {folder}")
+    return found
 
 
 def sources(kind: str) -> Sequence[Path]:

@@ -106,11 +106,16 @@ class Seed(NamedTuple):
 
 
 def service_names(commands: Sequence[str]) -> list[str]:
-    """What services are called (their logs are /var/log/NAME.log): the module after -m, else the program."""
+    """What services are called (their logs are /var/log/NAME.log): what a leading ``: NAME;`` says, else the module
+    after -m, else the program.
+    """
     names: list[str] = []
     for command in commands:
         words = shlex.split(command) or ["service"]
-        name = words[words.index("-m") + 1] if "-m" in words[:-1] else Path(words[0]).name
+        if words[0] == ":" and len(words) > 1:
+            name = words[1].rstrip(";")
+        else:
+            name = words[words.index("-m") + 1] if "-m" in words[:-1] else Path(words[0]).name
         name = _WORD.sub("-", name)
         again = sum(other == name or other.startswith(f"{name}-") for other in names)
         names.append(f"{name}-{again + 1}" if again else name)

@@ -33,6 +33,9 @@ images = "small"
 name = "csd"
 profile = "null"
 size = "4GiB"
+
+[cluster]
+mount = ""
 """
 Make = Callable[[str], contextlib.AbstractContextManager[Testbed]]
 

@@ -27,6 +27,7 @@ TABLE_SCRIPT = "/root/ocfs2_table.py"
 LONG = bool(os.environ.get("EMUCSD_LONG"))
 WORK_SECONDS = 120 if LONG else 15
 # the cluster's times, lower than what suits people: a node is dead after 14 s of silence
+SLOT = "0000:00:10.0"  # as the service of `emucsd up` names the drive
 TIMES = "O2CB_HEARTBEAT_THRESHOLD=8 O2CB_IDLE_TIMEOUT_MS=10000"
 SLACK_SECONDS = 240.0  # for machines that share two busy cores
 
@@ -85,7 +86,7 @@ def mounted(testbed: Testbed) -> Iterator[Testbed]:
     """Both machines have the filesystem mounted, by the service: one of them made it. It is unmounted at the end."""
     machines = [testbed.host, testbed.isp(0)]
     testbed.host.run(["blkdiscard", "-f", DEVICE], check=True)
-    serve = f"echo $$ >/run/shared.pid; exec env {TIMES} emucsd-ocfs2 keep {DEVICE} {SHARED}"
+    serve = f"echo $$ >/run/shared.pid; exec env {TIMES} emucsd-ocfs2 keep {SLOT} {SHARED}"
     for machine in machines:
         machine.run(f"(setsid sh -c '{serve}' >/var/log/shared.log 2>&1 </dev/null &)")
         machine.put(WORKER, SCRIPT)

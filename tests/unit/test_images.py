@@ -208,8 +208,8 @@ def test_a_seed_holds_what_one_boot_adds() -> None:
 
 def test_services_have_names_of_their_own() -> None:
     """A log file each."""
-    commands = ["python3 -m emucsd.tunnel host", "python3 -m emucsd.tunnel isp", "/usr/bin/iperf3 -s", ""]
-    assert service_names(commands) == ["emucsd.tunnel", "emucsd.tunnel-2", "iperf3", "service"]
+    commands = ["python3 -m emucsd.tunnel host", "python3 -m emucsd.tunnel isp", "/bin/iperf3 -s", "", ": a; b -m c"]
+    assert service_names(commands) == ["emucsd.tunnel", "emucsd.tunnel-2", "iperf3", "service", "a"]
 
 
 def test_guest_scripts_are_valid_shell() -> None:

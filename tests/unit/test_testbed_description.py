@@ -99,6 +99,8 @@ def test_a_dotted_knob_needs_no_quotes() -> None:
         ({"tunnel": {"network": "10.77.0.1/24"}}, "must be an IPv4 network"),
         ({"tunnel": {"mtu": 100}}, "1280 to 65535"),
         ({"cluster": {"ocfs2": 1}}, "must be true or false"),
+        ({"cluster": {"mount": "shared"}}, "must be an absolute folder"),
+        ({"cluster": {"mount": "/a b"}}, "must be an absolute folder"),
     ],
 )
 def test_what_is_refused(content: dict[str, Any], told: str) -> None:

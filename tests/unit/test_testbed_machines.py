@@ -81,15 +81,32 @@ def test_an_old_qemu_reads_no_rom() -> None:
 
 def test_services_find_drives_by_slot(tmp_path: Path) -> None:
     """The shell line is a sound one, and takes drives in their order, whichever was probed first."""
-    (host,) = plans.services(TWO, None)
+    host, *_ = plans.services(TWO, None)
     assert "--network 10.77.0.0/24 --mtu 9000" in host
     assert host.index("00:10.0/nvme)") < host.index("00:11.0/nvme)")
-    (isp,) = plans.services(TWO, 1)
+    isp, *_ = plans.services(TWO, 1)
     assert "emucsd_agent --token-file /etc/emucsd/token" in isp
     assert isp.count("--drive") == 1
     for line in (host, isp):
         subprocess.run(["sh", "-n"], input=line, text=True, check=True)
     assert plans.services(parse({"tunnel": {"enabled": False}}), None) == []
+
+
+def test_shared_namespaces_are_mounted_on_both_sides() -> None:
+    """One folder for one drive, one of its name for each of several; nothing where nobody shares."""
+    one = parse({})
+    assert plans.services(one, None)[1:] == [": ocfs2; exec emucsd-ocfs2 keep 0000:00:10.0 /shared"]
+    assert plans.services(one, 0)[1:] == [": ocfs2; exec emucsd-ocfs2 keep 0000:00:10.0 /shared"]
+    drives = [{"name": "a", "isp": {"engine": "none"}}, {"name": "b"}, {"name": "c"}]
+    three = parse({"drive": drives, "cluster": {"mount": "/mnt"}})
+    assert [line.split(" keep ")[1] for line in plans.mounts(three, None)] == [
+        "0000:00:11.0 /mnt/b",
+        "0000:00:12.0 /mnt/c",
+    ]
+    assert plans.mounts(three, 2) == [": ocfs2; exec emucsd-ocfs2 keep 0000:00:10.0 /mnt"]
+    for off in ({"mount": ""}, {"ocfs2": False}):
+        assert plans.mounts(parse({"cluster": off}), None) == []
+    assert plans.mounts(parse({"host": {"engine": "none"}}), 0) == []
 
 
 def test_the_cluster_knows_every_machine() -> None:

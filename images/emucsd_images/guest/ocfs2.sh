@@ -5,7 +5,7 @@
 #   emucsd-ocfs2 mount DEVICE FOLDER      join the cluster and mount
 #   emucsd-ocfs2 umount FOLDER            unmount, and leave the cluster when it was the last one
 #   emucsd-ocfs2 keep DEVICE FOLDER       as a service: wait for the network, make the filesystem where the device is
-#                                         blank (node 0 does), mount, stay
+#                                         blank (node 0 does), mount, stay; DEVICE may be a drive's PCI address
 #   emucsd-ocfs2 join | leave             the cluster alone
 #
 # Needs /etc/ocfs2/cluster.conf (the testbed brings it). Times are taken from the environment when the cluster is joined,
@@ -86,23 +86,47 @@ attach() { # DEVICE FOLDER
     mount.ocfs2 "$1" "$2"
 }
 
+find_disk() { # DEVICE: the block device of that name, or of the drive with that PCI address. Which of them is nvme0 is chance,
+    # and a disk with several paths has the number of its subsystem, not of its controller.
+    case $1 in
+    /*) disk=$1 ;;
+    *)
+        controller=$(ls "/sys/bus/pci/devices/$1/nvme" 2>/dev/null) || return 1
+        disk=
+        for block in /sys/block/nvme*n1; do
+            if [ -e "$block/device/$controller" ] || [ "$(basename "$(readlink -f "$block/device")")" = "$controller" ]; then
+                [ "$(cat "$block/hidden")" = 1 ] || disk=/dev/${block##*/}
+            fi
+        done
+        ;;
+    esac
+    [ -b "$disk" ]
+}
+
+blank() { # DEVICE: tables of emucsd's, or anything else that blkid does not know, is nothing to overwrite
+    [ -z "$(blkid -p -o value "$1")" ] && cmp -s -n 4194304 "$1" /dev/zero
+}
+
 keep() { # DEVICE FOLDER
     cluster
     address=$(own ip_address)
     number=$(own number)
     [ -n "$address" ] || fail "$conf has no node $(hostname)"
-    until ip -o address | grep -qF " $address/" && [ -b "$1" ]; do
+    until ip -o address | grep -qF " $address/" && find_disk "$1"; do
         sleep 1
     done
-    until [ "$(blkid -p -s TYPE -o value "$1")" = ocfs2 ]; do
-        if [ "$number" -eq 0 ] && [ -z "$(blkid -p -o value "$1")" ]; then
-            make "$1"
+    told=
+    until [ "$(blkid -p -s TYPE -o value "$disk")" = ocfs2 ]; do
+        if [ "$number" -eq 0 ] && blank "$disk"; then
+            make "$disk"
         else
+            [ -n "$told" ] || echo "$disk holds no ocfs2; only a blank one gets a filesystem by itself"
+            told=1
             sleep 2
         fi
     done
-    mountpoint -q "$2" || attach "$1" "$2"
-    echo "$1 is mounted on $2"
+    mountpoint -q "$2" || attach "$disk" "$2"
+    echo "$disk is mounted on $2"
     exec sleep infinity
 }
 
