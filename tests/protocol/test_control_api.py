@@ -186,13 +186,14 @@ def test_what_takes_long_holds_up_nobody(desk: Desk) -> None:
 
 
 def test_closing_waits_for_what_runs(desk: Desk) -> None:
-    """The server's end finishes work under way and drops who waits for it; no descriptor stays."""
+    """The server's end finishes work under way, answers who waits for it and hangs up; no descriptor stays."""
     before = open_fds()
     client = desk.connect()
     client.sendall(b'{"do":"checkpoint"}\n')
     desk.settle()
     threading.Timer(0.05, desk.go_on.set).start()
     desk.server.close()
+    assert desk.read(client)["ok"]
     assert desk.read(client) == {}
     client.close()
     desk.server = ControlServer(desk.loop, desk.path, {})
