@@ -41,9 +41,9 @@ class Controller:
         self.max_entries = min(self.cap.mqes + 1, MAX_ENTRIES)
         self.queues: list[Queue] = []
         self.granted = 0  # queue pairs that the drive allows
-        self.on_reset: list[Callable[[], None]] = []  # for queue pairs that others have made
+        self.on_reset: list[Callable[[], None]] = []  # of others with queue pairs: called once, when these are gone
         self.settled = False  # its queues are made; else it is being reset
-        self.lock = threading.RLock()  # held by those others while they use the admin queue
+        self.lock = threading.RLock()  # held by those others while they use the admin queue or ``on_reset``
         self.admin = self._enable()
 
     # -- registers ---------------------------------------------------------------------------------------------------
@@ -93,11 +93,13 @@ class Controller:
         """Controller reset: every queue is gone, and the drive has let go of all memory of commands."""
         with self.lock:
             self.settled = False
-            for hook in list(self.on_reset):
-                hook()
         if Cc(self.read(Register.CC)).en:
             self.write(Register.CC, 0)
         self._await(0)
+        with self.lock:
+            hooks, self.on_reset = self.on_reset, []
+            for hook in hooks:
+                hook()
         for queue in self.queues:
             queue.close()
         self.queues.clear()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from emucsd.errors import ConnectionLost, EmucsdError, InvalidArgument
@@ -18,6 +19,9 @@ from emucsd_wire.nvme import Admin, Sqe
 from emucsd_wire.tunnel import TunnelSetup, TunnelStatus
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from emucsd.direct import Direct
 
 
@@ -64,7 +68,8 @@ class BesidePort:
 
     def _run(self, sqe: Sqe) -> Ended:
         with self._direct.controller.lock:
-            self._check()
+            if not self._direct.controller.settled:
+                raise ConnectionLost(f"{self._direct.name}: the controller is being reset")
             done = self._admin.call(sqe, timeout=10.0)
         return Ended(0, done.status, done.result & 0xFFFF_FFFF, done.result >> 32)
 
@@ -79,13 +84,17 @@ class BesidePort:
                     port.set_up(CLOSED)
                 for opcode in (Admin.DELETE_SQ, Admin.DELETE_CQ):
                     self._run(blank(opcode, cdw10=port.qid))
+                self._reset = True  # as good as: the drive uses its memory no more
         self._forget()
 
     def _forget(self) -> None:
-        hooks = self._direct.controller.on_reset
-        if self._was_reset in hooks:
-            hooks.remove(self._was_reset)
-        os.close(self._wake)
+        controller = self._direct.controller
+        with controller.lock:  # a reset in another thread must not find a descriptor that is another's by now
+            if self._was_reset in controller.on_reset:
+                controller.on_reset.remove(self._was_reset)
+            if not self._reset:  # the drive may write into this memory until then
+                controller.on_reset.append(partial(_let_go, self._array))
+            os.close(self._wake)
 
     # -- TunnelPort
 
@@ -122,6 +131,10 @@ class BesidePort:
     def close(self) -> None:
         """Give the queue pair back."""
         self._port.close()
+
+
+def _let_go(array: NDArray[np.uint8]) -> None:
+    """Nothing to do: the reset that calls this also forgets it, and the memory with it."""
 
 
 def beside(direct: Direct, number: int) -> TunnelPort:
