@@ -34,6 +34,7 @@ want() { # want PROGRAM PACKAGE...: the first of the packages that can be had
 want fio fio
 want iperf3 iperf3
 want mkfs.ext4 e2fsprogs
+want mkfs.xfs xfsprogs
 want ip iproute2
 ldconfig -p 2>/dev/null | grep -q libfuse.so.2 || want libfuse2 libfuse2 libfuse2t64
 

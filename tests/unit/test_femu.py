@@ -123,7 +123,7 @@ def test_guests_of_femus_binary_are_told_the_ids() -> None:
     """Also where there is no tunnel to wait for; guests of another QEMU are not."""
     for tunnel in (True, False):
         found = description.parse({"tunnel": {"enabled": tunnel}})
-        (service,) = plans.services(found, None, bind=True)
+        service, *_ = plans.services(found, None, bind=True)
         assert service.startswith("echo 1d1d 1f1f >/sys/bus/pci/drivers/nvme/new_id; ")
     assert not any("new_id" in service for service in plans.services(description.parse({}), None))
 
