@@ -107,7 +107,7 @@ def _await_ready(
     deadline = time.monotonic() + timeout
     poller = select.poll()
     poller.register(ready, select.POLLIN)
-    received, note = b"", ""
+    received, note, told = b"", "", ""
     while True:
         while b"\n" in received:
             line, _, received = received.partition(b"\n")
@@ -117,8 +117,9 @@ def _await_ready(
             if "progress" not in said:
                 raise StartFailed(f"the {what} did not start: {said.get('error', {}).get('message')}")
             note = said["progress"]
-        if tell is not None:
-            tell(note or last_words(runtime).rpartition("\n")[2])
+        if tell is not None and (news := note or last_words(runtime).rpartition("\n")[2]) != told:
+            told = news
+            tell(news)
         if poller.poll(_GLANCE * 1000):
             if not (part := os.read(ready, 4096)):
                 status = process.wait(5.0)
