@@ -31,7 +31,7 @@ service: run it as root, or as a user with sudo. Everything else belongs to one 
   scripts/provision.sh --images none --qemu none       only the drive and its tools; a minute
   scripts/provision.sh --user ada --service            the testbed of user ada, at every boot
 
-EMUCSD_DEBIAN_MIRROR names the mirror for QEMU and images (default: the one that apt uses).
+EMUCSD_DEBIAN_MIRROR names the Debian mirror for QEMU and images (default: the one that apt uses; Ubuntu has none).
 Debian's packages come by apt and Python's by pip, each as it is set up on this machine.
 END
 }
