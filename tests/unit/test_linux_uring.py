@@ -13,7 +13,7 @@ import pytest
 
 from emucsd.errors import EmucsdError, InvalidArgument, QueueFull, RingUnavailable
 from emucsd.linux import uring
-from emucsd.linux.ioctl import URING_COMMAND, UringCommand
+from emucsd.linux.ioctl import PASSTHRU_COMMAND64, command
 from emucsd.linux.uring import COMPLETION, ENTRY, PARAMS, Entry, Ring
 
 
@@ -44,8 +44,8 @@ def test_entries_lie_as_the_kernel_has_them() -> None:
 def test_a_passthrough_entry_byte_for_byte() -> None:
     """A read of 4096 bytes: the ring's part, then the driver's structure at byte 48."""
     head = Entry(uring.OP_URING_CMD, 0, 0, 5, uring.NVME_URING_CMD_IO, 0, 0, 0, 0, 7, 0, 0, 0)
-    command = UringCommand(2, 0, 0, 1, 0, 0, 0, 0x7000, 0, 4096, 9, 0, 0, 0, 0, 0, 1000, 0, bytes(8))
-    data = ENTRY.pack(head) + URING_COMMAND.pack(command)
+    read = command(2, 1, 0x7000, 4096, 1000, cdw10=9)
+    data = ENTRY.pack(head) + PASSTHRU_COMMAND64.pack(read)
     expected = bytearray(128)
     expected[0] = 46
     struct.pack_into("<iI", expected, 4, 5, 0xC0484E80)

@@ -1,6 +1,6 @@
 """A garbage-collection policy of one's own: leave young blocks alone, then be greedy, and spare worn blocks.
 
-    emucsd up disk0 --firmware firmware/emucsd_firmware/examples/windowed_gc.py
+    emucsd up disk0 --drive-only --firmware firmware/emucsd_firmware/examples/windowed_gc.py
 
 A block that was filled a moment ago is still losing pages to overwrites: emptying it now copies pages that would soon
 have died by themselves. So blocks younger than a window score low, whatever they hold. Among the others the emptiest

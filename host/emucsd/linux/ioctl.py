@@ -15,10 +15,10 @@ import errno
 import fcntl
 import mmap
 import os
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 from emucsd.errors import DriveNotFound, DriveTimeout, EmucsdError, InvalidArgument, NotOurDrive, NotPermitted
-from emucsd_wire.layout import U8, U16, U32, U64, Codec, Raw
+from emucsd_wire.layout import U8, U16, U32, U64, Codec
 
 IOCTL_ID = 0x4E40
 IOCTL_RESET = 0x4E44
@@ -28,7 +28,7 @@ IOCTL_IO64_CMD = 0xC0504E48
 
 
 class PassthruCommand64(NamedTuple):
-    """struct nvme_passthru_cmd64."""
+    """struct nvme_passthru_cmd64; nvme_uring_cmd is the same without ``result``, in the 80 bytes of a ring's entry."""
 
     opcode: U8
     flags: U8
@@ -51,32 +51,8 @@ class PassthruCommand64(NamedTuple):
     result: U64
 
 
-class UringCommand(NamedTuple):
-    """struct nvme_uring_cmd, with what is left of the 80 bytes that a 128-byte entry has for it."""
-
-    opcode: U8
-    flags: U8
-    reserved1: U16
-    nsid: U32
-    cdw2: U32
-    cdw3: U32
-    metadata: U64
-    address: U64
-    metadata_length: U32
-    length: U32
-    cdw10: U32
-    cdw11: U32
-    cdw12: U32
-    cdw13: U32
-    cdw14: U32
-    cdw15: U32
-    timeout_ms: U32
-    reserved2: U32
-    unused: Annotated[bytes, Raw(8)]
-
-
 PASSTHRU_COMMAND64 = Codec(PassthruCommand64, 80)
-URING_COMMAND = Codec(UringCommand, 80)
+_BLANK = PassthruCommand64(*(0,) * len(PassthruCommand64._fields))
 
 
 class Answer(NamedTuple):
@@ -95,74 +71,44 @@ def address_of(buffer: mmap.mmap | bytearray | memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
-def admin(
-    fd: int,
-    opcode: int,
-    nsid: int = 0,
-    address: int = 0,
-    length: int = 0,
-    timeout_ms: int = 0,
-    *,
-    cdw2: int = 0,
-    cdw3: int = 0,
-    cdw10: int = 0,
-    cdw11: int = 0,
-    cdw12: int = 0,
-    cdw13: int = 0,
-    cdw14: int = 0,
-    cdw15: int = 0,
-) -> Answer:
-    """Run one admin command and wait for it.
+def command(
+    opcode: int, nsid: int = 0, address: int = 0, length: int = 0, timeout_ms: int = 0, **dwords: int
+) -> PassthruCommand64:
+    """A command.
 
     :param address: of ``length`` bytes of this process's memory
-    :param timeout_ms: 0 is the driver's (module parameter nvme_core.admin_timeout, 60 s)
+    :param timeout_ms: 0 is the driver's own: 60 s for admin commands, 30 s for others (parameters of nvme_core)
+    :param dwords: ``cdw2``, ``cdw3``, ``cdw10`` … ``cdw15``
+    """
+    return _BLANK._replace(opcode=opcode, nsid=nsid, address=address, length=length, timeout_ms=timeout_ms, **dwords)
+
+
+def admin(
+    fd: int, opcode: int, nsid: int = 0, address: int = 0, length: int = 0, timeout_ms: int = 0, **dwords: int
+) -> Answer:
+    """Run one admin command (see ``command``) and wait for it.
+
     :raises NotPermitted: Linux wants CAP_SYS_ADMIN for this opcode
     :raises DriveTimeout: the driver gave the command up
     :raises DriveNotFound: the device is gone, or its controller dead
     """
-    return run(
-        fd, IOCTL_ADMIN64_CMD,
-        PassthruCommand64(
-            opcode, 0, 0, nsid, cdw2, cdw3, 0, address, 0, length, cdw10, cdw11, cdw12, cdw13, cdw14, cdw15,
-            timeout_ms, 0, 0,
-        ),
-    )  # fmt: skip
+    return run(fd, IOCTL_ADMIN64_CMD, command(opcode, nsid, address, length, timeout_ms, **dwords))
 
 
 def io(
-    fd: int,
-    opcode: int,
-    nsid: int,
-    address: int = 0,
-    length: int = 0,
-    timeout_ms: int = 0,
-    *,
-    cdw2: int = 0,
-    cdw3: int = 0,
-    cdw10: int = 0,
-    cdw11: int = 0,
-    cdw12: int = 0,
-    cdw13: int = 0,
-    cdw14: int = 0,
-    cdw15: int = 0,
+    fd: int, opcode: int, nsid: int, address: int = 0, length: int = 0, timeout_ms: int = 0, **dwords: int
 ) -> Answer:
-    """Run one I/O command and wait for it; ``nsid`` is the node's. Everything else as ``admin`` (30 s there)."""
-    return run(
-        fd, IOCTL_IO64_CMD,
-        PassthruCommand64(
-            opcode, 0, 0, nsid, cdw2, cdw3, 0, address, 0, length, cdw10, cdw11, cdw12, cdw13, cdw14, cdw15,
-            timeout_ms, 0, 0,
-        ),
-    )  # fmt: skip
+    """Run one I/O command and wait for it; ``nsid`` is the node's. Everything else as ``admin``."""
+    return run(fd, IOCTL_IO64_CMD, command(opcode, nsid, address, length, timeout_ms, **dwords))
 
 
-def run(fd: int, request: int, command: PassthruCommand64) -> Answer:
+def run(fd: int, request: int, prepared: PassthruCommand64) -> Answer:
     """One prepared command. :raises EmucsdError: see ``admin``"""
-    data = bytearray(PASSTHRU_COMMAND64.pack(command))
+    data = bytearray(PASSTHRU_COMMAND64.pack(prepared))
     try:
         status = fcntl.ioctl(fd, request, data, True)
     except OSError as problem:
-        raise refusal(problem.errno or 0, command.opcode, request == IOCTL_ADMIN64_CMD, command.length) from problem
+        raise refusal(problem.errno or 0, prepared.opcode, request == IOCTL_ADMIN64_CMD, prepared.length) from problem
     return Answer(status & 0xFFFF, PASSTHRU_COMMAND64.unpack(data).result)
 
 

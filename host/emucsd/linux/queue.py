@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from emucsd.completion import Command, Completion
 from emucsd.errors import DriveTimeout, EmucsdError, InvalidArgument, QueueFull
 from emucsd.linux import ioctl
-from emucsd.linux.ioctl import URING_COMMAND, PassthruCommand64, refusal
+from emucsd.linux.ioctl import PASSTHRU_COMMAND64, refusal
 from emucsd.linux.memory import ProcessMemory
 from emucsd.linux.uring import ENTRY, ENTRY_BYTES, NVME_URING_CMD_IO, OP_URING_CMD, Ring
 from emucsd.outcome import Columns, Outcome
@@ -33,7 +33,7 @@ _BATCH = 1 << 62  # of tokens: a batch's command, not a single one
 _ENTRY_DTYPE = np.dtype(
     {
         "names": ["entry", "command"],
-        "formats": [ENTRY.dtype, URING_COMMAND.dtype],
+        "formats": [ENTRY.dtype, PASSTHRU_COMMAND64.dtype],
         "offsets": [0, ENTRY.size],
         "itemsize": ENTRY_BYTES,
     }
@@ -257,10 +257,8 @@ class IoctlQueue(LinuxQueue):
 
     def _run(self, asked: Sqe, address: int, size: int) -> ioctl.Answer:
         request = ioctl.IOCTL_IO64_CMD if self.qid else ioctl.IOCTL_ADMIN64_CMD
-        command = PassthruCommand64(
-            asked.opcode, 0, 0, asked.nsid, asked.cdw2, asked.cdw3, 0, address, 0, size,
-            asked.cdw10, asked.cdw11, asked.cdw12, asked.cdw13, asked.cdw14, asked.cdw15, 0, 0, 0,
-        )  # fmt: skip
+        dwords = {name: getattr(asked, name) for name in ("cdw2", "cdw3", *_DWORDS)}
+        command = ioctl.command(asked.opcode, asked.nsid, address, size, **dwords)
         return ioctl.run(self._node(asked.nsid if self.qid else 0), request, command)
 
     def _batch(self, columns: Columns, outcome: Outcome, depth: int, burst: int) -> None:

@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Annotated, NamedTuple, Self
 
 from emucsd.errors import EmucsdError, InvalidArgument, QueueFull, RingUnavailable
-from emucsd.linux.ioctl import URING_COMMAND, UringCommand
+from emucsd.linux.ioctl import PASSTHRU_COMMAND64, command
 from emucsd_wire.layout import I32, U8, U16, U32, U64, Codec, Raw
 
 ENTRY_BYTES, COMPLETION_BYTES = 128, 32
@@ -209,16 +209,9 @@ class Ring:
         length: int = 0,
         token: int = 0,
         *,
-        cdw2: int = 0,
-        cdw3: int = 0,
-        cdw10: int = 0,
-        cdw11: int = 0,
-        cdw12: int = 0,
-        cdw13: int = 0,
-        cdw14: int = 0,
-        cdw15: int = 0,
         timeout_ms: int = 0,
         admin: bool = False,
+        **dwords: int,
     ) -> None:
         """Add one command; ``submit`` sends it.
 
@@ -228,13 +221,10 @@ class Ring:
         :param timeout_ms: after which Linux aborts the command and, in the end, resets the controller; 0: its own, 30 s
         :raises QueueFull: ``entries`` commands are under way or added; take completions first
         """
-        command = UringCommand(
-            opcode, 0, 0, nsid, cdw2, cdw3, 0, address, 0, length, cdw10, cdw11, cdw12, cdw13, cdw14, cdw15,
-            timeout_ms, 0, bytes(8),
-        )  # fmt: skip
+        asked = command(opcode, nsid, address, length, timeout_ms, **dwords)
         operation = NVME_URING_CMD_ADMIN if admin else NVME_URING_CMD_IO
         head = Entry(OP_URING_CMD, 0, 0, fd, operation, 0, 0, 0, 0, token, 0, 0, 0)
-        self.add(ENTRY.pack(head) + URING_COMMAND.pack(command))
+        self.add(ENTRY.pack(head) + PASSTHRU_COMMAND64.pack(asked))
 
     def nop(self, token: int = 0) -> None:
         """Add a command that does nothing: its completion has status 0."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from emucsd.errors import DriveNotFound, EmucsdError
 from emucsd.linux import ioctl, nodes
-from emucsd.linux.ioctl import URING_COMMAND, UringCommand, address_of
+from emucsd.linux.ioctl import PASSTHRU_COMMAND64, address_of, command
 from emucsd.linux.uring import ENTRY, NVME_URING_CMD_IO, OP_URING_CMD, Entry, Ring
 from emucsd.tunnel.port import BUFFER_BYTES, BUFFERS, CLOSED, RECEIVE_MS, SEND_MS, Done, check
 from emucsd_wire.nvme import PAGE, Io
@@ -20,7 +20,7 @@ from emucsd_wire.tunnel import TUNNEL_SETUP, TUNNEL_STATUS, StatusFlag, TunnelAd
 _DRIVER_MS = 30_000  # beyond the command's own time: only then Linux aborts it
 _ADMIN_MS = 10_000
 _U32 = struct.Struct("<I")
-_LENGTH_AT, _CDW12_AT = (ENTRY.size + URING_COMMAND.offset(name) for name in ("length", "cdw12"))
+_LENGTH_AT, _CDW12_AT = (ENTRY.size + PASSTHRU_COMMAND64.offset(name) for name in ("length", "cdw12"))
 _lost: list[mmap.mmap] = []  # memory of commands that never ended: the drive may still write there
 
 
@@ -77,12 +77,10 @@ class LinuxPort:
         key = opcode << 32 | buffer
         entry = self._entries.get(key)
         if entry is None:  # once a buffer: packing takes long when the processor is emulated
-            command = UringCommand(
-                opcode, 0, 0, self._nsid, 0, 0, 0, address, 0, count, 0, 0, count, milliseconds, 0, 0,
-                milliseconds + _DRIVER_MS, 0, bytes(8),
-            )  # fmt: skip
+            patience = milliseconds + _DRIVER_MS
+            asked = command(opcode, self._nsid, address, count, patience, cdw12=count, cdw13=milliseconds)
             head = Entry(OP_URING_CMD, 0, 0, self._fds[1], NVME_URING_CMD_IO, 0, 0, 0, 0, buffer, 0, 0, 0)
-            entry = self._entries[key] = memoryview(bytearray(ENTRY.pack(head) + URING_COMMAND.pack(command)))
+            entry = self._entries[key] = memoryview(bytearray(ENTRY.pack(head) + PASSTHRU_COMMAND64.pack(asked)))
         _U32.pack_into(entry, _LENGTH_AT, count)
         _U32.pack_into(entry, _CDW12_AT, count)
         self._busy.add(entry)
