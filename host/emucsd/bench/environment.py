@@ -66,7 +66,8 @@ def own_cores(pid: int) -> Iterator[bool]:
     threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
     os.sched_setaffinity(0, {cores[0]})
     for thread in threads:
-        os.sched_setaffinity(thread, {cores[1]})
+        with contextlib.suppress(ProcessLookupError):  # a thread may end between the listing and here
+            os.sched_setaffinity(thread, {cores[1]})
     try:
         yield True
     finally:
