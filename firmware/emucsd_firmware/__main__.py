@@ -21,7 +21,8 @@ def described(profile: Profile) -> dict[str, Any]:
         value: Any = profile
         for part in key.split("."):
             value = getattr(value, part)
-        settings.append({"key": key, "value": value, "low": row.low, "high": row.high, "about": row.about})
+        limits: dict[str, Any] = {"choices": row.choices} if row.choices else {"low": row.low, "high": row.high}
+        settings.append({"key": key, "value": value, **limits, "about": row.about})
     return {"name": profile.name, "source": profile.source, "settings": settings, "femu_names": FEMU_NAMES}
 
 

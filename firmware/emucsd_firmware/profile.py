@@ -16,197 +16,19 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from emucsd_firmware.errors import ProfileError
 from emucsd_firmware.femu_knobs import FEMU_NAMES, translate
+from emucsd_firmware.parts import Buffer, FrontEnd, Ftl, Geometry, Isp, Link, Lookup, Mlp, Nand, Reliability, knob
 
 BUILT_IN = Path(__file__).parent / "profiles"
 PPN_LIMIT = (1 << 31) - 2  # a map entry is 32 bits: bit 31 marks a buffered page, 0 an unmapped one
 SPARE_BLOCKS = 4  # per die, whatever the over-provisioning: one open for the host, one for GC, two to breathe
-SECOND = 1_000_000_000
 OVERRIDE = "override"  # stands for the file's name in errors; only here text is converted to the setting's type
-
-
-def knob(low: float, high: float, about: str, *, power: bool = False, default: Any = None) -> Any:
-    """A field with its limits (both allowed) and its meaning; ``power``: only powers of two.
-
-    ``default`` is for what files and stores of before it was added do not say.
-    """
-    return field(metadata={"low": low, "high": high, "about": about, "power": power, "default": default})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Geometry:
-    """The flash array. A physical page number (ppn) is die, block and page as bit fields:
-
-    ``ppn = die << (block_bits + page_bits) | block << page_bits | page``, where ``block`` counts within the die,
-    ``plane = block % planes`` and ``channel = die // dies``. The global block is ``ppn >> page_bits``.
-    """
-
-    channels: int = knob(1, 64, "flash channels")
-    dies: int = knob(1, 128, "dies on each channel (ways)")
-    planes: int = knob(1, 8, "planes of a die", power=True)
-    blocks: int = knob(8, 1 << 20, "blocks of a plane")
-    pages: int = knob(8, 4096, "pages of a block", power=True)
-    page_bytes: int = knob(4096, 32768, "bytes of a page, without its spare area", power=True)
-
-    @property
-    def page_bits(self) -> int:
-        return (self.pages - 1).bit_length()
-
-    @property
-    def block_bits(self) -> int:
-        return (self.blocks_per_die - 1).bit_length()
-
-    @property
-    def die_bits(self) -> int:
-        return (self.die_count - 1).bit_length()
-
-    @property
-    def page_shift(self) -> int:
-        """log2 of the page's bytes."""
-        return (self.page_bytes - 1).bit_length()
-
-    @property
-    def die_count(self) -> int:
-        return self.channels * self.dies
-
-    @property
-    def blocks_per_die(self) -> int:
-        return self.blocks * self.planes
-
-    @property
-    def block_bytes(self) -> int:
-        return self.pages * self.page_bytes
-
-    @property
-    def raw_pages(self) -> int:
-        return self.die_count * self.blocks_per_die * self.pages
-
-    @property
-    def raw_bytes(self) -> int:
-        return self.raw_pages * self.page_bytes
-
-    @property
-    def ppn_end(self) -> int:
-        """One past the highest ppn. More than ``raw_pages`` where a bit field is not filled."""
-        return self.ppn(self.die_count - 1, self.blocks_per_die - 1, self.pages - 1) + 1
-
-    @property
-    def block_end(self) -> int:
-        """One past the highest global block."""
-        return ((self.ppn_end - 1) >> self.page_bits) + 1
-
-    def ppn(self, die: int, block: int, page: int) -> int:
-        """The physical page number of a page, by die, block within the die, and page within the block."""
-        return (die << (self.block_bits + self.page_bits)) | (block << self.page_bits) | page
-
-    def die(self, ppn: int) -> int:
-        return ppn >> (self.block_bits + self.page_bits)
-
-    def block(self, ppn: int) -> int:
-        """Block within its die."""
-        return (ppn >> self.page_bits) & ((1 << self.block_bits) - 1)
-
-    def channel(self, die: int) -> int:
-        return die // self.dies
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nand:
-    """Times and abilities of the flash."""
-
-    read_ns: int = knob(0, SECOND, "array to page register")
-    program_ns: int = knob(0, SECOND, "page register to array")
-    erase_ns: int = knob(0, 2 * SECOND, "one block")
-    transfer_ns_per_4k: int = knob(0, SECOND // 10, "channel time for 4096 bytes; others in proportion, rounded up")
-    command_ns: int = knob(0, SECOND, "channel time for the command and address of each operation")
-    cache_read: bool = knob(0, 1, "the array reads the next page while the last one leaves the cache register")
-    multi_plane: bool = knob(0, 1, "operations of one kind on distinct planes share one array time")
-    suspend: bool = knob(0, 1, "a host's read passes programs and erases, also one that is running")
-    suspend_ns: int = knob(0, SECOND, "die time to suspend a running program or erase")
-    suspend_reads: int = knob(1, 32767, "array reads that may pass any one program or erase")
-    retry_ns: int = knob(0, SECOND // 100, "die time of one read-retry step")
-    max_retries: int = knob(0, 64, "read-retry steps before a page is given up")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reliability:
-    """How often the flash errs. All zero: it never does, and nothing is spent on asking."""
-
-    rber_base: float = knob(0, 0.1, "bit errors per bit of a fresh page")
-    rber_per_erase: float = knob(0, 0.1, "added for each erase of the block")
-    rber_per_read: float = knob(0, 0.1, "added for each read of the block since its erase (read disturb)")
-    rber_per_day: float = knob(0, 0.1, "added for each day since the page was programmed (retention)")
-    ecc_bits: int = knob(0, 1024, "bits that the ECC corrects in each KiB")
-    read_fail_ppm: int = knob(0, 1_000_000, "reads per million that no retry recovers, whatever the bit errors")
-    factory_bad_ppm: int = knob(0, 500_000, "blocks per million that are bad from the factory")
-    program_fail_ppm: int = knob(0, 1_000_000, "programs per million that fail")
-    erase_fail_ppm: int = knob(0, 1_000_000, "erases per million that fail")
-    endurance: int = knob(0, 1 << 31, "erases that a block survives; 0: any number")
-    seed: int = knob(0, (1 << 63) - 1, "every draw is a hash of this seed and of the place and wear it is about")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """The PCIe link of port 0."""
-
-    bytes_per_us: int = knob(0, 1_000_000, "bandwidth of each direction; 0: infinite")
-    delay_ns: int = knob(0, SECOND, "one way")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrontEnd:
-    """The controller's front end: one server, commands in turn."""
-
-    command_ns: int = knob(0, SECOND, "each command")
-    per_page_ns: int = knob(0, SECOND, "each flash page that a command touches")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ftl:
-    """The flash translation layer."""
-
-    over_provision: float = knob(0.01, 0.98, "fraction of the raw capacity that is kept back")
-    gc_low: float = knob(0.0, 0.9, "garbage collection starts when a die has this fraction of its blocks free")
-    gc_high: float = knob(0.0, 0.95, "and stops at this one")
-    streams: int = knob(1, 3, "open blocks by temperature: 1 all together, 2 host and GC apart, 3 hot, cold and GC")
-    wear_gap: int = knob(1, 1 << 31, "spread of erase counts within a die that starts wear levelling")
-    trim_ns: int = knob(0, SECOND, "each Dataset Management range")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Buffer:
-    """The DRAM write buffer. With it the drive has a volatile write cache."""
-
-    pages: int = knob(0, 1 << 20, "flash pages that it holds; 0: every write waits for its program")
-    write_ns: int = knob(0, SECOND, "each page taken in")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lookup:
-    """The embedding lookup engine."""
-
-    clock_mhz: int = knob(1, 10_000, "engine clock")
-    translate_cycles: int = knob(0, 1 << 20, "EV translator: cycles for each index")
-    sum_lanes: int = knob(1, 4096, "EV sum: FP32 adders side by side")
-    sum_cycles: int = knob(0, 1 << 20, "EV sum: cycles for each pass of a vector over the lanes")
-    path_buffer: int = knob(1, 65535, "EV-FMC: vector reads in flight for each die")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Isp:
-    """The Linux computer inside the drive, as the ``local`` engine stands for it: see docs/isp.md."""
-
-    cores: int = knob(1, 1024, "cores of the ISP engine", default=4)
-    memory_bytes: int = knob(1 << 26, 1 << 40, "memory that its jobs may use together", default=6_000_000_000)
-    cpu_share: float = knob(
-        0.001, 1.0, "part of a core of this machine that each is worth; 1: no throttle", default=1.0
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +45,7 @@ class Profile:
     ftl: Ftl
     buffer: Buffer
     lookup: Lookup
+    mlp: Mlp
     isp: Isp
     capacity_bytes: int = knob(1 << 20, 1 << 46, "what all namespaces together can hold")
     lba_bytes: int = knob(512, 4096, "logical block of a namespace unless it is formatted otherwise: 512 or 4096")
@@ -266,8 +89,9 @@ class Knob(NamedTuple):
     low: float
     high: float
     about: str
-    power: bool
+    power: bool = False
     default: Any = None  # None: it must be stated
+    choices: tuple[str, ...] = ()  # the names that it may have; empty: it is a number with limits
 
 
 def knobs(owner: type = Profile, prefix: str = "") -> Iterator[Knob]:
@@ -409,7 +233,7 @@ def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _known(key: str, source: str) -> Knob:
     if key in ("name", "source"):
-        return Knob(key, str, 0, 0, "", False)
+        return Knob(key, str, 0, 0, "")
     if key not in KNOBS:
         raise ProfileError(f"{source}: {key}: no such setting{_close(key, KNOBS)}; remove or rename it")
     return KNOBS[key]
@@ -433,8 +257,13 @@ def _value(row: Knob, value: Any, source: str) -> Any:
     if type(value).__name__ != kind:
         raise ProfileError(
             f"{source}: {row.key} = {given!r} is {type(value).__name__}, must be {kind} ({row.about}); "
-            f"write it as {'true or false' if row.kind is bool else 'a number without quotes'}"
+            f"write it as {_written(row)}"
         )
+    if row.choices:
+        if value not in row.choices:
+            allowed = " or ".join(row.choices)
+            raise ProfileError(f"{source}: {row.key} = {given!r}: must be {allowed} ({row.about}); choose one of these")
+        return value
     if not row.low <= value <= row.high:
         raise ProfileError(
             f"{source}: {row.key} = {given!r}: must be {row.low} to {row.high} ({row.about}); choose one of these"
@@ -447,12 +276,20 @@ def _value(row: Knob, value: Any, source: str) -> Any:
     return value
 
 
+def _written(row: Knob) -> str:
+    if row.choices:
+        return "text in quotes"
+    return "true or false" if row.kind is bool else "a number without quotes"
+
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{unit}i": 1 << (10 * i) for i, unit in enumerate("KMGT", start=1)}
 
 
 def _parse(row: Knob, text: str, source: str) -> Any:
     """A value as the command line gives it. Sizes take K, M, G, T (decimal) and Ki, Mi, Gi, Ti, with B or not."""
+    if row.choices:
+        return text
     if row.kind is bool and text.lower() in ("true", "false", "1", "0", "on", "off", "yes", "no"):
         return text.lower() in ("true", "1", "on", "yes")
     size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", text) if row.key.endswith("_bytes") else None

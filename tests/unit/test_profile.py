@@ -135,6 +135,8 @@ def test_overrides_take_numbers_and_text() -> None:
         ({"ftl.gc_high": 0.5}, r"ftl\.gc_high = 0\.5.*must rise in this order"),
         ({"ftl.gc_low": 0.2}, r"ftl\.gc_low = 0\.2.*must rise"),
         ({"geometry.blocks": 100}, r"capacity_bytes = 12884901888: this geometry holds at most"),
+        ({"mlp.fpga": "XC7"}, r"mlp\.fpga = 'XC7': must be XCVU9P or XC7A200T .*choose one of these"),
+        ({"mlp.fpga": 7}, r"mlp\.fpga = 7 is int, must be str.*text in quotes"),
         ({"capacity_bytes": "1XB"}, r"capacity_bytes = '1XB' can't be read as int"),
     ],
 )
@@ -192,6 +194,22 @@ def test_dict_round_trip() -> None:
     for name in names():
         profile = load(name)
         assert from_dict(profile.to_dict(), "store") == profile
+
+
+def test_engines_may_be_absent() -> None:
+    """A store of before the MLP engine, the hot cache and the page register were described still loads, without those."""
+    old = load("rmssd").to_dict()
+    del old["mlp"]
+    for name in ("cache_rows", "cache_ways", "cache_cycles", "page_register"):
+        del old["lookup"][name]
+    found = from_dict(old, "store")
+    assert found == load("rmssd")
+    assert (found.mlp.fpga, found.lookup.cache_rows, found.lookup.page_register) == ("XCVU9P", 0, False)
+
+
+def test_a_name_is_a_setting_too() -> None:
+    """From Python or from a command line."""
+    assert load("rmssd", **{"mlp.fpga": "XC7A200T"}).mlp.fpga == "XC7A200T"
 
 
 def test_isp_may_be_absent() -> None:

@@ -39,7 +39,8 @@ def show(result: Result, console: Console) -> None:
     console.print(f"[bold]{escape(result['name'])}[/]: {escape(result['source'])}", soft_wrap=True)
     width = max(len(row["key"]) for row in result["settings"])
     for row in result["settings"]:
-        limits = "" if isinstance(row["value"], bool) else f" [dim]({_short(row['low'])} to {_short(row['high'])})[/]"
+        allowed = " or ".join(row["choices"]) if "choices" in row else f"{_short(row['low'])} to {_short(row['high'])}"
+        limits = "" if isinstance(row["value"], bool) else f" [dim]({allowed})[/]"
         value = f"[bold]{_short(row['value']):>12}[/]"
         console.print(f"  {row['key']:<{width}} {value}  {escape(row['about'])}{limits}", soft_wrap=True)
     console.print(f"FEMU's names are taken too: {', '.join(result['femu_names'])}")
