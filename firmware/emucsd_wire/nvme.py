@@ -137,6 +137,9 @@ class Io(IntEnum):
     LOOKUP_READ = 0x82
     TUNNEL_SEND = 0x85
     TUNNEL_RECEIVE = 0x86
+    RM_SEND = 0x89
+    RM_READ = 0x8A
+    RM_WEIGHTS = 0x8D
 
 
 class Status(IntEnum):
@@ -205,6 +208,16 @@ class Status(IntEnum):
     # ... and the tunnel
     TUNNEL_CLOSED = 0x7D0  # the host has not opened it, or has closed it
     TUNNEL_BATCH = 0x7D1  # dw0: offset of the first bad frame
+    # ... and inference sessions
+    RM_NO_SESSION = 0x7E0  # no session of this port has this id
+    RM_SESSIONS_FULL = 0x7E1
+    RM_MODEL = 0x7E2  # layers, tables and widths that do not fit together, or that are past a limit
+    RM_BUDGET = 0x7E3  # the kernels need more LUT, FF, BRAM or DSP than the FPGA has
+    RM_DRAM = 0x7E4  # weights or buffers exceed the device's DRAM
+    RM_WEIGHTS = 0x7E5  # outside of a layer, or not all are there (dw0: the layer)
+    RM_BUSY = 0x7E6  # the tag is in use, or as many batches as may be are in flight
+    RM_NO_BATCH = 0x7E7  # no batch was sent under this tag
+    RM_BATCH = 0x7E8  # sizes of a batch that are not the session's, or do not fit each other
 
 
 DNR = 0x4000  # Do Not Retry, as a bit of (status >> 1)

@@ -24,7 +24,7 @@ import numpy as np
 import emucsd_wire
 from emucsd_wire.layout import Codec
 
-FIRST = ("nvme", "registers", "identify", "logs", "features", "vendor", "tunnel", "vfio_user")  # in reading order
+FIRST = ("nvme", "registers", "identify", "logs", "features", "vendor", "rm", "tunnel", "vfio_user")  # in reading order
 SILENT = ("compiled", "layout", "paths", "reference", "words")  # no wire format in them
 
 HEAD = """\
