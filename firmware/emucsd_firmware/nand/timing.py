@@ -66,6 +66,7 @@ __all__ = [
     "pop_done",
     "room",
     "submit",
+    "submit_vector",
 ]
 
 
@@ -151,6 +152,12 @@ def submit(nand: Nand, now: int, kind: int, traffic: int, ppn: int, nbytes: int,
         if now < get_i64(nand.nexts, die.channel):
             put_i64(nand.nexts, die.channel, now)
             nand.next = min(nand.next, now)
+
+
+@jit_inline
+def submit_vector(nand: Nand, now: int, ppn: int, nbytes: int, job: int) -> None:
+    """``submit`` for what a lookup does most: a read of class LOOKUP that nobody retries, in ascending ``now``."""
+    submit(nand, now, READ, LOOKUP, ppn, nbytes, job, 0)
 
 
 @jit_unit
