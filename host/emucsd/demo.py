@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from emucsd.baseline import HostLookup
+from emucsd.baselines.pagecache import HostLookup
 from emucsd.bench.environment import environment, scratch_folder
 from emucsd.drive import Drive
 from emucsd.errors import EmucsdError

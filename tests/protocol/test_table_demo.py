@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from emucsd import Drive
-from emucsd.baseline import PAGE, HostLookup
+from emucsd.baselines.pagecache import PAGE, HostLookup
 from emucsd.bench.lookup import KEYS, run_lookup_bench
 from emucsd.demo import AMAZON_FILE, DemoFailed, _check, run_demo
 from emucsd.errors import InvalidArgument

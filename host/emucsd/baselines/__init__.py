@@ -1,1 +1,1 @@
-"""The ways to serve a recommendation model that RM-SSD is compared with: on the same flash, in the same virtual time."""
+"""Ways to serve a recommendation model, RM-SSD and what it is compared with: same flash, same virtual time."""

@@ -1,7 +1,7 @@
 """The usual way, to compare with: the host reads pages of a table and adds rows itself, with pages cached in DRAM.
 
-What RM-SSD's paper calls SSD-S when the cache holds a quarter of the tables. The cache is LRU over 4 KiB pages; the
-host's own work (finding pages, adding rows) takes no time here: no real host can do better.
+The cache is LRU over 4 KiB pages. The host's own work (finding pages, adding rows) takes no time here: ``files`` adds
+what it costs.
 """
 
 from __future__ import annotations
@@ -57,10 +57,25 @@ class HostLookup:
             counts += np.bincount(self._pages(number, bags.indices), minlength=len(counts))
         hottest = np.argsort(-counts, kind="stable")[: self.capacity]
         hottest = hottest[counts[hottest] > 0]
-        for at in range(0, len(hottest), _STAGED):
-            pages = hottest[at : at + _STAGED]
-            self._read(pages, depth=32)
-            self._keep(pages)
+        self._fill(hottest[::-1])
+
+    def follow(self, queries: Sequence[tuple[int, Bags]]) -> None:
+        """Hold what an LRU cache holds after these lookups, in the order in which each table's were made.
+
+        :param queries: pieces of the log, oldest first
+        """
+        seen = np.concatenate([self._pages(number, bags.indices) for number, bags in queries])[::-1]
+        pages, places = np.unique(seen, return_index=True)
+        latest = pages[np.argsort(places)][: self.capacity]
+        self._fill(latest[::-1])
+
+    def _fill(self, pages: Pages) -> None:
+        """Bring pages into the cache, the last one as the one that was used last."""
+        for at in range(0, len(pages), _STAGED):
+            some = pages[at : at + _STAGED]
+            self.turn += 1
+            self._read(some, depth=32)
+            self._keep(some)
         self.hits = self.misses = 0
 
     def lookup(self, queries: Sequence[tuple[int, Bags]]) -> list[Rows]:
