@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emucsd_firmware.ftl.state import Ftl, Oob, ftl_at
-from emucsd_firmware.lookup import requests
-from emucsd_firmware.lookup.state import NEVER, READY, REQUESTS, Lookup, LookupMemory, lookup_at
+from emucsd_firmware.lookup import queue, requests
+from emucsd_firmware.lookup.state import NEVER, READY, REQUESTS, Lookup, LookupMemory, lookup_at, request_at
 from emucsd_firmware.lookup.tables import Space, Tables
 from emucsd_firmware.nand.jobs import job_finish, pop_done
 from emucsd_firmware.nand.model import NandModel
@@ -83,6 +83,35 @@ def _drop(lookup: int, port: int, tag: int) -> int:
 @jit
 def _reset_port(lookup: int, port: int) -> None:
     requests.reset_port(lookup_at(lookup, 0), port)
+
+
+@jit
+def _take(lookup: int) -> int:
+    return queue.take(lookup_at(lookup, 0))
+
+
+@jit
+def _enqueue(lookup: int, now: int, number: int) -> int:
+    engine = lookup_at(lookup, 0)
+    status = queue.check(engine, request_at(engine.requests, number))
+    if status == 0:
+        queue.enqueue(engine, now, number)
+    return status
+
+
+@jit
+def _pop_settled(lookup: int) -> int:
+    return queue.pop_settled(lookup_at(lookup, 0))
+
+
+@jit
+def _give(lookup: int, number: int) -> None:
+    queue.give(lookup_at(lookup, 0), number)
+
+
+@jit
+def _abandon(lookup: int, number: int) -> None:
+    queue.abandon(lookup_at(lookup, 0), number)
 
 
 class Answer(NamedTuple):
@@ -173,6 +202,27 @@ class Rig:
 
     def reset_port(self, port: int = 0) -> None:
         _reset_port(self.lookup.ctypes.data, port)
+
+    def own(self, values: dict[str, int]) -> int:
+        """Take a request and fill it. :returns: its number, -1: none is free"""
+        number = int(_take(self.lookup.ctypes.data))
+        if number >= 0:
+            for name, value in values.items():
+                self.memory.requests[number][name] = value
+        return number
+
+    def enqueue(self, number: int, now: int = 0) -> int:
+        """Check a request and queue it. :returns: the status"""
+        return int(_enqueue(self.lookup.ctypes.data, now, number))
+
+    def pop_settled(self) -> int:
+        return int(_pop_settled(self.lookup.ctypes.data))
+
+    def give(self, number: int) -> None:
+        _give(self.lookup.ctypes.data, number)
+
+    def abandon(self, number: int) -> None:
+        _abandon(self.lookup.ctypes.data, number)
 
     def take(self, bags: int, dim: int, *, tag: int = 0) -> Answer:
         """LOOKUP_READ of a request that is ready."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from emucsd.workloads import Bags, bags_of, sums_in_order
-from emucsd_firmware.lookup.state import FREE, READY, REQUESTS
+from emucsd_firmware.lookup.state import FREE, READY, TAGGED
 from emucsd_wire.nvme import Status
 from emucsd_wire.vendor import MAX_PAYLOAD, MAX_RESULT, MAX_TAGS
 from tests.unit.lookup_rig import Answer, Rig, Rows, payload
@@ -267,7 +267,7 @@ def test_every_tag_of_both_ports() -> None:
     for tag in range(MAX_TAGS):
         assert equal(rig.take(1, 32, tag=tag).sums[0], (table[tag] + np.float32(0)) + table[999])
     assert (rig.memory.requests["state"] == FREE).all()
-    assert sorted(chain(rig)) == list(range(REQUESTS))
+    assert sorted(chain(rig)) == list(range(TAGGED))
     assert rig.lookup["reading"][0] == -1
 
 

@@ -12,14 +12,19 @@ from emucsd_wire.vendor import MAX_DIM, MAX_EXTENTS, MAX_PAYLOAD, MAX_RESULT, MA
 from emucsd_wire.words import pointer
 
 PORTS = 2
-REQUESTS = 768  # every tag of both ports, and room for requests that a reset left behind on the flash
+TAGGED = 768  # requests that have memory for what a host sends: every tag of both ports, and room for requests that a
+# reset left behind on the flash
+REQUESTS = TAGGED + 1280  # the others are ``requests.take``'s, whose callers have memory of their own
 SLICE = 256  # vectors that the translator hands on at a time
 SLICE_BYTES = 128 << 10  # of rows, at most: what a slice gathers stays in the core's cache until it is summed
 ROW_BYTES = 4 * MAX_DIM
 NEVER = 1 << 62
 
-# Request.state
-FREE, QUEUED, READING, READY = 0, 1, 2, 3
+# Request.state; TAKEN: out of its free list, not yet in the queue
+FREE, QUEUED, READING, READY, TAKEN = 0, 1, 2, 3, 4
+
+# Request.kind
+SUM, PREFETCH, UPDATE, SWAP = 0, 1, 2, 3
 
 
 class Extent(State):
@@ -39,7 +44,8 @@ class Table(State):
     name_hash: I64
     rows: I64
     dim: I64
-    row_bytes: I64
+    row_bytes: I64  # of a row's content: what a vector read asks for
+    sum_bytes: I64  # of a sum: FP32[dim]
     extents: I64  # address of Extent[extent_count + 1]; the last one only says where the table ends
     extent_count: I64
     lba_shift: I64
@@ -60,23 +66,33 @@ class Table(State):
 
 
 class Request(State):
-    """One LOOKUP_SEND from its arrival until its LOOKUP_READ. Its NAND job is ``first_job + number``."""
+    """One LOOKUP_SEND from its arrival until its LOOKUP_READ, or another's that ``requests.take`` gave out.
+
+    Its NAND job is ``first_job + number``. Positions, of ids and weights, and in offsets, are counted from the
+    addresses given: a request may begin at any of them (``first``) and ends before ``ids``.
+    """
 
     number: I64
     state: I64
+    kind: I64
+    owner: I64  # -1: a tag's; else a number of the caller's: then it comes out of ``requests.pop_settled``
     port: I64
     tag: I64
     table: I64  # slot
     grain: I64
     bags: I64
-    ids: I64
+    first: I64  # position of the first id
+    ids: I64  # position behind the last one
     id_bytes: I64
     carry: I64  # address of FP32[dim] that the first bag starts from, or 0
     offsets: I64
     indices: I64
-    cursor: I64  # ids that the translator has taken
+    weights: I64  # address of FP32 by position, or 0: all are 1
+    mean: I64  # 1: sums are divided by the number of ids of their bag
+    cursor: I64  # position that the translator has come to
     bag: I64  # the bag that the next id belongs to, or an empty one before it
     result: I64
+    stride: I64  # bytes from one bag's sum to the next one's
     result_bytes: I64
     started: I64
     floor: I64  # no sums before this time: the translator's and the adders' own work
@@ -99,12 +115,15 @@ class Lookup(State):
     tags: I64  # int64[PORTS * MAX_TAGS]: request number + 1, or 0
     payloads: I64
     results: I64
-    free: I64  # head of the list of free requests, or -1
+    free: I64  # head of the list of free requests with a payload, or -1
+    spare: I64  # and of those without
     head: I64  # of the queue of requests that the translator has not finished, or -1
     tail: I64
     reading: I64  # head of the list of requests that have reads out, or -1
     done: I64  # head of the queue of ready requests that somebody waits for, or -1
     done_tail: I64
+    settled: I64  # head of the queue of ready requests that have an owner, or -1
+    settled_tail: I64
     first_job: I64
     page_shift: I64
     path_buffer: I64  # vector reads that may be in flight
@@ -166,10 +185,11 @@ class LookupMemory:
         self.tags = np.zeros(PORTS * MAX_TAGS, np.int64)
         self.scratch = np.zeros((2, SLICE), np.int64)
         self.zeros = np.zeros(MAX_DIM, np.float32)
-        sizes = (REQUESTS * MAX_PAYLOAD, REQUESTS * MAX_RESULT, SLICE * ROW_BYTES)
+        sizes = (TAGGED * MAX_PAYLOAD, TAGGED * MAX_RESULT, SLICE * ROW_BYTES)
         self.payloads, self.results, self.pieces = (np.frombuffer(mmap.mmap(-1, size), np.uint8) for size in sizes)
-        self.requests["next"] = [*range(1, REQUESTS), -1]
-        self.requests["result"] = self.results.ctypes.data + np.arange(REQUESTS) * MAX_RESULT
+        self.requests["number"] = np.arange(REQUESTS)
+        self.requests["next"] = np.arange(1, REQUESTS + 1)
+        self.requests["next"][[TAGGED - 1, REQUESTS - 1]] = -1
 
     def fill(self, record: Any) -> None:
         """Write addresses and settings into the Lookup record of a drive's state."""
@@ -177,9 +197,9 @@ class LookupMemory:
         for name in ("tables", "requests", "tags", "payloads", "results", "zeros", "pieces"):
             record[name] = getattr(self, name).ctypes.data
         record["places"], record["rows"] = (row.ctypes.data for row in self.scratch)
-        for name in ("head", "tail", "reading", "done", "done_tail"):
+        for name in ("head", "tail", "reading", "done", "done_tail", "settled", "settled_tail"):
             record[name] = -1
-        record["free"] = 0
+        record["free"], record["spare"] = 0, TAGGED
         record["wake"] = NEVER
         record["request_count"] = REQUESTS
         record["first_job"] = self.first_job

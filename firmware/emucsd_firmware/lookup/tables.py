@@ -135,6 +135,7 @@ class Tables:
             "rows": header.rows,
             "dim": header.dim,
             "row_bytes": row_bytes,
+            "sum_bytes": 4 * header.dim,
             "extents": self.memory.extents[slot].ctypes.data,
             "extent_count": len(bounds) - 1,
             "lba_shift": space.lba_bytes.bit_length() - 1,

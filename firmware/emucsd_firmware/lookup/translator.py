@@ -40,18 +40,18 @@ def row_id(request: Request, position: int) -> int:
 @jit
 def first_out_of_range(table: Table, request: Request) -> int:
     """Position of the first id that names no row, or -1."""
-    rows, count, indices = table.rows, request.ids, request.indices
+    rows, first, end, indices = table.rows, request.first, request.ids, request.indices
     wrong = 0  # counted, not left at the first: a loop without exits is a loop of vectors
     if request.id_bytes == 4:
-        for position in range(count):
+        for position in range(first, end):
             wrong += 1 if get_u32(indices, position) >= rows else 0
     else:
-        for position in range(count):
+        for position in range(first, end):
             row = get_i64(indices, position)
             wrong += 1 if row < 0 or row >= rows else 0
     if wrong == 0:
         return -1
-    position = 0
+    position = first
     while 0 <= row_id(request, position) < rows:
         position += 1
     return position

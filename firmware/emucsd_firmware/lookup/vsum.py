@@ -12,6 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from emucsd_firmware.lookup.state import Lookup, Request, Table
@@ -86,6 +87,24 @@ def add_rows(sums: int, rows: int, count: int, dim: int) -> None:
         byte += 4
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _divide(typingctx: Any, sums: Any, dim: Any, count: Any) -> Any:
+    """sums[0:dim] /= count, each rounded once, as PyTorch's mean does."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        divisor = builder.sitofp(args[2], ir.FloatType())
+        with cgutils.for_range(builder, args[1]) as loop:
+            place = builder.add(args[0], builder.shl(loop.index, ir.Constant(_I64, 2)))
+            cell = builder.inttoptr(place, ir.FloatType().as_pointer())
+            builder.store(builder.fdiv(builder.load(cell), divisor), cell)
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 3), codegen
+
+
+divide: Callable[[int, int, int], None] = _divide
+
+
 @jit
 def add_slice(lookup: Lookup, request: Request, table: Table, count: int) -> None:
     """Add the slice's ``count`` vectors, from ``request.cursor`` on, to the bags that they belong to."""
@@ -94,7 +113,7 @@ def add_slice(lookup: Lookup, request: Request, table: Table, count: int) -> Non
         end = get_u32(request.offsets, bag + 1) - request.cursor
         if end > taken:
             piece = min(end, count) - taken
-            add_rows(request.result + bag * table.row_bytes, lookup.rows + 8 * taken, piece, table.dim)
+            add_rows(request.result + bag * request.stride, lookup.rows + 8 * taken, piece, table.dim)
             taken += piece
         if end <= taken:
             bag += 1
@@ -102,8 +121,21 @@ def add_slice(lookup: Lookup, request: Request, table: Table, count: int) -> Non
 
 
 @jit
-def clear(request: Request) -> None:
+def clear(request: Request, table: Table) -> None:
     """What bags start from: zero, and the carry in the first one."""
-    fill(request.result, 0, request.result_bytes)
+    if request.stride == table.sum_bytes:
+        fill(request.result, 0, request.bags * request.stride)
+    else:
+        for bag in range(request.bags):
+            fill(request.result + bag * request.stride, 0, table.sum_bytes)
     if request.carry != 0:
-        copy(request.result, request.carry, request.result_bytes // request.bags)
+        copy(request.result, request.carry, table.sum_bytes)
+
+
+@jit
+def average(request: Request, table: Table) -> None:
+    """Divide each bag's sum by the number of its ids; an empty bag's stays zero."""
+    for bag in range(request.bags):
+        count = get_u32(request.offsets, bag + 1) - get_u32(request.offsets, bag)
+        if count > 1:
+            divide(request.result + bag * request.stride, table.dim, count)
