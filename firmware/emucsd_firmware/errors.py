@@ -8,6 +8,10 @@
     │   ├── StoreVersion        written by another version of the format
     │   └── StoreGeometry       made for another geometry
     ├── MemoryMapError          a transport asked for an impossible guest-memory mapping
+    ├── MlpError                an MLP engine can't be made
+    │   ├── GraphError          layers that do not fit one another, or are beyond the limits; weights out of range
+    │   ├── BudgetExceeded      it needs more LUT, FF, BRAM or DSP than the FPGA gives
+    │   └── DramExceeded        its weights need more DRAM than the drive has
     ├── PortError               a transport misused a port (region, offset, vector)
     └── PlaneError              the data plane was used out of turn, or has died
 
@@ -48,6 +52,22 @@ class StoreGeometry(StoreError):
 
 class MemoryMapError(FirmwareError):
     """A guest-memory mapping overlaps, wraps, is not aligned, or is not there. The transport turns it into an errno."""
+
+
+class MlpError(FirmwareError):
+    """No MLP engine can be made of this."""
+
+
+class GraphError(MlpError):
+    """Layers do not fit one another or are beyond the limits, or weights lie outside of their layer."""
+
+
+class BudgetExceeded(MlpError):
+    """The engine needs more LUT, FF, BRAM or DSP than the FPGA gives."""
+
+
+class DramExceeded(MlpError):
+    """The weights need more DRAM than the drive has for them."""
 
 
 class PortError(FirmwareError):

@@ -197,7 +197,7 @@ def test_dict_round_trip() -> None:
 
 
 def test_engines_may_be_absent() -> None:
-    """A store of before the MLP engine, the hot cache and the page register were described still loads, without those."""
+    """A store of before the MLP engine, the hot cache and the page register were described still loads."""
     old = load("rmssd").to_dict()
     del old["mlp"]
     for name in ("cache_rows", "cache_ways", "cache_cycles", "page_register"):
