@@ -28,7 +28,8 @@ from emucsd.bench.environment import environment, scratch_folder
 from emucsd.drive import Drive
 from emucsd.errors import EmucsdError
 from emucsd.table import Rows, Table, lookup_many
-from emucsd.workloads import (
+from emucsd.traces import (
+    AMAZON_FILE,
     AMAZON_ITEMS,
     AMAZON_USERS,
     CRITEO_ROWS,
@@ -40,7 +41,6 @@ from emucsd.workloads import (
     sums_in_order,
 )
 
-AMAZON_FILE = "amazon-video-games.txt"
 ITEM_DIM, CRITEO_DIM = 64, 32
 MANY = 32  # page reads in flight, where the host does not read one by one
 _LARGE_MEMORY = 8 << 30  # bytes of RAM from which tables have up to a million rows
@@ -66,16 +66,6 @@ class _Tables(NamedTuple):
 
     stored: list[Table]
     rows: list[Rows]
-
-
-def find_data() -> Path | None:
-    """The folder with the real logs: $EMUCSD_DATA, or shared/data beside the project; None: there is none."""
-    named = os.environ.get("EMUCSD_DATA")
-    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-    for folder in (Path(named) if named else beside, beside):
-        if (folder / AMAZON_FILE).is_file():
-            return folder
-    return None
 
 
 def run_demo(

@@ -37,6 +37,7 @@ Parts of the library have theirs beside them; each is found here by its name as 
 - volume: VolumeError, of which VolumeMissing, VolumeDamaged, VolumeFull, NameTaken and NameUnknown (a KeyError)
 - rows: TableError, of which TableShapeError (a ValueError), NotATable and TableClosed
 - lookup: IndexOutOfRange (an IndexError), RowUnreadable
+- traces.errors: TraceError, of which TraceFormat (a ValueError) and TraceNeedsTorch
 - extents: FileRefused, a file that can't be a table, with a class for each reason
 - mount.errors: MountError, of which MountUnavailable, MountTaken, MountMissing and MountBusy
 - isp.errors: IspError, of which IspUnreachable, IspRefused, IspLost, IspUnavailable and JobFailed
@@ -288,7 +289,18 @@ def error_for(command: str, status: int, dw0: int = 0, index: int | None = None)
     return kind(command, code, dw0, dnr=bool(status & DNR), index=index)
 
 
-_PARTS = ("volume", "rows", "lookup", "extents", "demo", "tunnel.errors", "isp.errors", "mount.errors", "bench.mount")
+_PARTS = (
+    "volume",
+    "rows",
+    "lookup",
+    "extents",
+    "traces.errors",
+    "demo",
+    "tunnel.errors",
+    "isp.errors",
+    "mount.errors",
+    "bench.mount",
+)
 
 
 if not TYPE_CHECKING:  # type checkers are to find typing errors in names from here

@@ -16,8 +16,8 @@ from emucsd import Drive
 from emucsd.errors import DriveDied, InvalidArgument, InvalidNamespace, LookupRefused, NvmeError
 from emucsd.lookup import GROUP, IDS, IndexOutOfRange, RowUnreadable, lookups_of
 from emucsd.table import NotATable, Table, TableClosed, TableShapeError, lookup_many
+from emucsd.traces import Bags, bags_of, sums_in_order
 from emucsd.volume import UNIT, NameTaken, NameUnknown, Volume, VolumeFull, VolumeMissing
-from emucsd.workloads import Bags, bags_of, sums_in_order
 from emucsd_wire.nvme import Io, Status
 from emucsd_wire.vendor import MAX_TAGS, TABLE_ENTRY, TABLE_LIST_BYTES, VendorAdmin, name_hash
 

@@ -12,11 +12,11 @@ import pytest
 from emucsd import Drive
 from emucsd.baselines.pagecache import PAGE, HostLookup
 from emucsd.bench.lookup import KEYS, run_lookup_bench
-from emucsd.demo import AMAZON_FILE, DemoFailed, _check, run_demo
+from emucsd.demo import DemoFailed, _check, run_demo
 from emucsd.errors import InvalidArgument
 from emucsd.table import Table
+from emucsd.traces import AMAZON_FILE, Bags, bags_of, sums_in_order
 from emucsd.volume import UNIT
-from emucsd.workloads import Bags, bags_of, sums_in_order
 
 
 @pytest.fixture(scope="module")

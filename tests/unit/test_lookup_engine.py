@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from emucsd.workloads import Bags, bags_of, sums_in_order
+from emucsd.traces import Bags, bags_of, sums_in_order
 from emucsd_firmware.lookup.state import FREE, READY, TAGGED
 from emucsd_wire.nvme import Status
 from emucsd_wire.vendor import MAX_PAYLOAD, MAX_RESULT, MAX_TAGS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emucsd.workloads import Bags, bags_of, sums_in_order
+from emucsd.traces import Bags, bags_of, sums_in_order
 from emucsd_firmware.lookup.state import FREE, READY, REQUESTS, TAGGED
 from emucsd_wire.nvme import Status
 from emucsd_wire.vendor import MAX_TABLES

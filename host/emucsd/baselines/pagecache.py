@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from emucsd.drive import Drive
 from emucsd.errors import InvalidArgument
 from emucsd.table import Rows, Table
-from emucsd.workloads import Bags, sums_in_order
+from emucsd.traces import Bags, sums_in_order
 from emucsd_wire.nvme import Io
 
 PAGE = 4096

@@ -24,7 +24,7 @@ from emucsd.bench.environment import environment, scratch_folder
 from emucsd.drive import Drive
 from emucsd.errors import InvalidArgument
 from emucsd.table import Table
-from emucsd.workloads import Bags, bags_of, sums_in_order
+from emucsd.traces import Bags, bags_of, sums_in_order
 
 KEYS = ("environment", "vectors_per_s", "torch_ratio", "bit_equal")
 ROWS, DIM, LENGTH = 4_000_000, 32, 80

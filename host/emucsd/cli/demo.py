@@ -17,7 +17,7 @@ from emucsd.cli.units import count, show_count, show_size, show_time
 
 def _data(settings: Settings) -> Path | None:
     """The folder with the real log. :raises CommandError: one was named, and has none"""
-    from emucsd.demo import AMAZON_FILE, find_data
+    from emucsd.traces import AMAZON_FILE, find_data
 
     if not settings.data:
         return find_data()

@@ -17,7 +17,7 @@ from emucsd.cli.units import count, show_count, show_size, show_time
 
 if TYPE_CHECKING:
     from emucsd.table import Table
-    from emucsd.workloads import Bags
+    from emucsd.traces import Bags
 
 WHOLE = 256 << 20  # a table up to this size is read back whole for the check, of a larger one only the rows in use
 
@@ -31,7 +31,7 @@ def ids(text: str) -> list[int]:
 
 
 def _bags(settings: Settings, rows: int) -> Bags:
-    from emucsd.workloads import AMAZON, Bags, draw, make_uniform
+    from emucsd.traces import AMAZON, Bags, draw, make_uniform
 
     if settings.ids is not None:
         return Bags(np.array(settings.ids, np.int64), np.array([0, len(settings.ids)], np.int64))
@@ -82,7 +82,7 @@ def run(settings: Settings) -> Result:
 
 def differing(table: Table, bags: Bags, sums: NDArray[np.float32]) -> list[int]:
     """Bags whose sum is not, bit for bit, what NumPy makes of the rows as the drive's block reads give them."""
-    from emucsd.workloads import Bags, sums_in_order
+    from emucsd.traces import Bags, sums_in_order
 
     if table.info.size <= WHOLE:
         rows, used = table.read_rows(), bags
