@@ -30,7 +30,8 @@
         ├── WriteFault              2/80
         ├── UnrecoveredRead         2/81
         ├── CompareFailure          2/85
-        └── LookupRefused           7/C0 .. 7/C7, this drive's own
+        ├── LookupRefused           7/C0 .. 7/CF, this drive's own
+        └── SessionRefused          7/E0 .. 7/EF, likewise
 
 Parts of the library have theirs beside them; each is found here by its name as well (``errors.VolumeFull``):
 
@@ -38,6 +39,8 @@ Parts of the library have theirs beside them; each is found here by its name as 
 - rows: TableError, of which TableShapeError (a ValueError), NotATable and TableClosed
 - lookup: IndexOutOfRange (an IndexError), RowUnreadable
 - traces.errors: TraceError, of which TraceFormat (a ValueError) and TraceNeedsTorch
+- rm.errors: RmError, of which ModelError, InputError, SessionClosed and others
+- torch.errors: NoGradient, NotOffloadable
 - extents: FileRefused, a file that can't be a table, with a class for each reason
 - mount.errors: MountError, of which MountUnavailable, MountTaken, MountMissing and MountBusy
 - isp.errors: IspError, of which IspUnreachable, IspRefused, IspLost, IspUnavailable and JobFailed
@@ -256,6 +259,10 @@ class LookupRefused(NvmeError):
     """A lookup command's own status."""
 
 
+class SessionRefused(NvmeError):
+    """An inference session's own status."""
+
+
 _KINDS: dict[int, type[NvmeError]] = {
     Status.INVALID_OPCODE: InvalidCommand,
     Status.INVALID_FIELD: InvalidCommand,
@@ -278,6 +285,9 @@ _KINDS: dict[int, type[NvmeError]] = {
 }
 
 
+_OURS: dict[int, type[NvmeError]] = {0x7C0: LookupRefused, 0x7E0: SessionRefused}
+
+
 def error_for(command: str, status: int, dw0: int = 0, index: int | None = None) -> NvmeError:
     """The typed error of a completion.
 
@@ -285,7 +295,7 @@ def error_for(command: str, status: int, dw0: int = 0, index: int | None = None)
     :param status: the completion's status without its phase (SC 7:0, SCT 10:8, CRD, More, DNR 14)
     """
     code = status & 0x7FF
-    kind = LookupRefused if 0x7C0 <= code <= 0x7CF else _KINDS.get(code, NvmeError)
+    kind = _KINDS.get(code, _OURS.get(code & ~0xF, NvmeError))
     return kind(command, code, dw0, dnr=bool(status & DNR), index=index)
 
 
@@ -300,6 +310,8 @@ _PARTS = (
     "isp.errors",
     "mount.errors",
     "bench.mount",
+    "rm.errors",
+    "torch.errors",
 )
 
 
