@@ -91,9 +91,10 @@ class Writer:
             last = min(last, first + self.limits.samples)
             if last == first:
                 ids = int((sparse.bounds[:, first + 1] - sparse.bounds[:, first]).sum())
+                size = int(ends[first + 1]) - start
                 raise SampleTooLarge(
-                    f"sample {first} with {ids} ids takes {int(ends[first + 1]) - start} bytes; a command carries {room}: look "
-                    " bags of that length up with Table.lookup, which carries their sums on"
+                    f"sample {first} with {ids} ids takes {size} bytes; a command carries {room}: look bags of that "
+                    "length up with Table.lookup, which carries their sums on"
                 )
             yield Part(first, last)
             first = last

@@ -1,0 +1,1 @@
+"""PyTorch modules whose tables, or whole models, live in a drive."""
