@@ -10,9 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from emucsd.rm import EmbeddingTable, InputError, Layer, Model, ModelError, UnknownArgument, Weights, WeightsMissing
-from emucsd.rm.dlrm import parse
 from emucsd.rm.errors import IndexOutOfRangeOfTable
-from emucsd.rm.model import stack
+from emucsd.rm.shape import stack
 
 Floats = NDArray[np.float32]
 
@@ -112,8 +111,8 @@ def test_dlrm_arguments() -> None:
 
 def test_dlrm_inputs() -> None:
     """Arguments of inputs are read as well, in either spelling; a bag's ids are distinct, as DLRM draws them."""
-    said = parse([*KAGGLE.split(), "--num-indices-per-lookup", "5", "--mini-batch-size=8", "--max-ind-range=150",
-                  "--data-size=20", "--num-indices-per-lookup-fixed", "true"])  # fmt: skip
+    more = "--num-indices-per-lookup 5 --mini-batch-size=8 --max-ind-range=150 --data-size=20"
+    said = Model.dlrm_arguments([*KAGGLE.split(), *more.split(), "--num-indices-per-lookup-fixed", "true"])
     assert (said.inputs.lookups, said.inputs.batch, said.inputs.batches, said.inputs.fixed) == (5, 8, 3, True)
     assert [table.rows for table in said.model.tables] == [100, 150, 150]
     batches = list(said.random_batches())
@@ -140,7 +139,7 @@ def test_dlrm_inputs() -> None:
 def test_unknown_dlrm_arguments(text: str, names: tuple[str, ...]) -> None:
     """What means nothing here is refused, all of it at once and by name."""
     with pytest.raises(UnknownArgument, match=names[0]) as found:
-        parse(text)
+        Model.dlrm_arguments(text)
     assert found.value.names == names
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from emucsd.rm import EmbeddingTable, InputError, Model, SampleTooLarge, Sparse
 from emucsd.rm.errors import IndexOutOfRangeOfTable
 from emucsd.rm.inputs import checked
-from emucsd.rm.model import stack
 from emucsd.rm.payload import Limits, Part, Writer, place_of
+from emucsd.rm.shape import stack
 from emucsd_wire.rm import RM_BATCH, RmBatchFlag, batch_layout
 
 

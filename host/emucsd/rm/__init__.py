@@ -36,17 +36,18 @@ if TYPE_CHECKING:
         WeightsMissing,
     )
     from emucsd.rm.inputs import Sparse
-    from emucsd.rm.model import EmbeddingTable, Layer, Model
+    from emucsd.rm.model import Model
     from emucsd.rm.session import Session, Ticket
+    from emucsd.rm.shape import EmbeddingTable, Layer
     from emucsd.rm.weights import Weights
 
 _HOMES = {
     "Arguments": "dlrm",
     "BudgetExceeded": "errors",
     "DramExceeded": "errors",
-    "EmbeddingTable": "model",
+    "EmbeddingTable": "shape",
     "InputError": "errors",
-    "Layer": "model",
+    "Layer": "shape",
     "Model": "model",
     "ModelError": "errors",
     "RM_create_table": "calls",

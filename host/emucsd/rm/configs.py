@@ -11,8 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from emucsd.rm.model import EmbeddingTable, Interaction, Model, stack
+from emucsd.rm.shape import EmbeddingTable, Interaction, Shape, stack
+
+S = TypeVar("S", bound=Shape)
 
 
 @dataclass(frozen=True)
@@ -27,22 +30,15 @@ class Config:
     lookups: int
     interaction: Interaction = "cat"
 
-    def model(self, rows: int | Sequence[int] | None = None) -> Model:
-        """:param rows: one number for all tables, or one for each; None: as published"""
-        return build(self, rows)
+    def build(self, kind: type[S], rows: int | Sequence[int] | None = None) -> S:
+        """The model; the width of the top layers' input is computed.
 
-
-def build(config: Config, rows: int | Sequence[int] | None) -> Model:
-    """The model of a configuration; the width of the top layers' input is computed."""
-    counts = config.rows if rows is None else (rows,) * len(config.rows) if isinstance(rows, int) else tuple(rows)
-    tables = tuple(EmbeddingTable(n, config.dim, config.lookups) for n in counts)
-    width = config.bottom[-1]
-    if config.interaction == "cat":
-        width += config.dim * len(tables)
-    else:
-        width += len(tables) * (len(tables) + 1) // 2
-    top = stack((width, *config.top), last="sigmoid")
-    return Model(config.name, config.bottom[0], stack(config.bottom), tables, config.interaction, top)
+        :param rows: one number for all tables, or one for each; None: as published
+        """
+        counts = self.rows if rows is None else (rows,) * len(self.rows) if isinstance(rows, int) else tuple(rows)
+        tables = tuple(EmbeddingTable(count, self.dim, self.lookups) for count in counts)
+        top = stack((self.bottom[-1] + self.dim * len(tables), *self.top), last="sigmoid")
+        return kind(self.name, self.bottom[0], stack(self.bottom), tables, self.interaction, top)
 
 
 RMC1 = Config("rmc1", (128, 64, 32), (256, 64, 1), 32, (4_000_000,) * 8, 80)

@@ -1,7 +1,7 @@
 """facebookresearch/dlrm's command line: the arguments that describe a model, and its inputs.
 
-    arguments = parse("--arch-sparse-feature-size=16 --arch-embedding-size=1000-2000 --arch-mlp-bot=13-512-256-64-16 "
-                      "--arch-mlp-top=512-256-1 --arch-interaction-op=dot")
+    arguments = Model.dlrm_arguments("--arch-sparse-feature-size=16 --arch-embedding-size=1000-2000 "
+                                     "--arch-mlp-bot=13-512-256-64-16 --arch-mlp-top=512-256-1")
     arguments.model, arguments.inputs
 
 Names, defaults and meaning are dlrm_s_pytorch.py's; the width of the top layers' input is computed, not given. An
@@ -14,16 +14,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emucsd.rm.errors import ModelError, UnknownArgument
-from emucsd.rm.model import EmbeddingTable, Model, stack
+from emucsd.rm.shape import EmbeddingTable, Shape, stack
 
 __all__ = ["Arguments", "Inputs", "UnknownArgument", "parse"]
 
+S = TypeVar("S", bound=Shape)
 Bags = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 # argument -> default, as a text; "": a switch
@@ -78,14 +79,14 @@ class Inputs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Generic[S]):
     """A command line, understood.
 
     :ivar row_bits: of a table's elements: 32, 16, 8 or 4
     :ivar weighted: per-sample weights are part of the model (``--weighted-pooling``)
     """
 
-    model: Model
+    model: S
     inputs: Inputs
     row_bits: int
     weighted: bool
@@ -119,8 +120,8 @@ def _draw(inputs: Inputs, rows: int, rng: np.random.Generator) -> Bags:
     return np.concatenate(bags), offsets
 
 
-def parse(arguments: str | Sequence[str]) -> Arguments:
-    """Read a command line.
+def parse(arguments: str | Sequence[str], kind: type[S]) -> Arguments[S]:
+    """Read a command line. ``Model.dlrm_arguments`` is the one to call.
 
     :param arguments: one text, or a list as ``sys.argv[1:]``
     :raises UnknownArgument: names (all of them) that mean nothing here, or a value that is none
@@ -143,7 +144,7 @@ def parse(arguments: str | Sequence[str]) -> Arguments:
             f"--arch-mlp-bot ends in {bottom[-1]}, --arch-sparse-feature-size is {dim}: dot products need one width"
         )
     layers = stack((width, *top), last="sigmoid")
-    model = Model("dlrm", bottom[0], stack(bottom), tables, interaction, layers)  # type: ignore[arg-type]
+    model = kind("dlrm", bottom[0], stack(bottom), tables, interaction, layers)  # type: ignore[arg-type]
     return Arguments(model, _inputs(values, lookups), _bits(values), values["weighted-pooling"] not in ("None", ""))
 
 

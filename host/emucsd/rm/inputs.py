@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from emucsd.rm.errors import InputError
 
 if TYPE_CHECKING:
-    from emucsd.rm.model import Model
+    from emucsd.rm.shape import Shape
 
 Ids = NDArray[Any]  # whole numbers of any width
 Floats = NDArray[np.float32]
@@ -152,7 +152,7 @@ def _weights(number: int, weights: ArrayLike, size: int) -> Floats:
     return np.asarray(factors, np.float32)
 
 
-def dense_of(model: Model, dense: ArrayLike | None, samples: int | None = None) -> Floats | None:
+def dense_of(model: Shape, dense: ArrayLike | None, samples: int | None = None) -> Floats | None:
     """FP32[samples, dense], or None where the model takes none. :raises InputError: another shape or dtype"""
     if dense is None:
         if model.dense:
@@ -166,7 +166,7 @@ def dense_of(model: Model, dense: ArrayLike | None, samples: int | None = None) 
     return array
 
 
-def checked(model: Model, dense: ArrayLike | None, sparse: SparseLike) -> tuple[Floats | None, Sparse]:
+def checked(model: Shape, dense: ArrayLike | None, sparse: SparseLike) -> tuple[Floats | None, Sparse]:
     """Both, of as many samples. :raises InputError: they do not fit the model, or each other"""
     features = dense_of(model, dense)
     samples = len(features) if features is not None and model.dense else None
@@ -174,7 +174,7 @@ def checked(model: Model, dense: ArrayLike | None, sparse: SparseLike) -> tuple[
 
 
 def random_batch(
-    model: Model, samples: int, seed: int
+    model: Shape, samples: int, seed: int
 ) -> tuple[Floats, list[tuple[NDArray[np.int64], NDArray[np.int64]]]]:
     """See ``Model.random_batch``."""
     rng = np.random.default_rng((seed, 2))

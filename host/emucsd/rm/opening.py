@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from emucsd.drive import Drive
 from emucsd.rm.errors import ModelError
-from emucsd.rm.model import Model
 from emucsd.rm.refusal import explain
+from emucsd.rm.shape import Shape
 from emucsd.table import Table
 from emucsd_wire.rm import (
     RM_LAYER,
@@ -31,7 +31,7 @@ _INTERACTIONS = {"cat": Interaction.CAT, "dot": Interaction.DOT}
 _POOLINGS = {"sum": Pooling.SUM, "mean": Pooling.MEAN}
 
 
-def tables_of(drive: Drive, model: Model, tables: Sequence[Table | str] | None, own: list[Table]) -> list[Table]:
+def tables_of(drive: Drive, model: Shape, tables: Sequence[Table | str] | None, own: list[Table]) -> list[Table]:
     """Open tables, one for each of the model's; those that are opened here go to ``own``, too.
 
     :raises ModelError: another number of them, of another shape, or on another drive
@@ -68,7 +68,7 @@ def watched(table: Table) -> bool:
 
 
 def open_session(
-    drive: Drive, model: Model, tables: Sequence[Table], flags: int, depth: int, samples: int, fpga: str
+    drive: Drive, model: Shape, tables: Sequence[Table], flags: int, depth: int, samples: int, fpga: str
 ) -> int:
     """Open it on the drive. :returns: the session's id. :raises RmError: see ``Session.open``"""
     if fpga not in ("profile", "XCVU9P", "XC7A200T"):

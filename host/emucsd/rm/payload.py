@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from emucsd.rm.errors import IndexOutOfRangeOfTable, SampleTooLarge
 from emucsd.rm.inputs import Floats, Ids, Sparse
-from emucsd.rm.model import Model
+from emucsd.rm.shape import Shape
 from emucsd_wire.rm import MAX_SAMPLES, RM_BATCH, RmBatchFlag, batch_layout
 
 _PADDING = 16  # the ids begin at a multiple of 8, and so do their weights
@@ -54,7 +54,7 @@ class Filled(NamedTuple):
 class Writer:
     """Writes batches of one model. Ids take 4 bytes unless a table has more rows than those can name."""
 
-    def __init__(self, model: Model, limits: Limits, dense: int | None = None) -> None:
+    def __init__(self, model: Shape, limits: Limits, dense: int | None = None) -> None:
         """:param dense: features a sample; None: the model's"""
         self.dense, self.tables, self.limits = model.dense if dense is None else dense, len(model.tables), limits
         self.rows = [table.rows for table in model.tables]

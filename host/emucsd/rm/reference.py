@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from emucsd.lookup import IndexOutOfRange
 from emucsd.rm.errors import IndexOutOfRangeOfTable, InputError
 from emucsd.rm.inputs import Sparse, SparseLike, checked
-from emucsd.rm.model import Activation, Model
+from emucsd.rm.shape import Activation, Shape
 from emucsd.rm.weights import LayerWeights, Weights
 from emucsd.workloads import Bags, sums_in_order
 
@@ -20,7 +20,7 @@ __all__ = ["IndexOutOfRange", "bag_sums", "infer", "interact", "pooled", "run_la
 
 
 def infer(
-    model: Model, weights: Weights, tables: Sequence[Floats], dense: ArrayLike | None, sparse: SparseLike
+    model: Shape, weights: Weights, tables: Sequence[Floats], dense: ArrayLike | None, sparse: SparseLike
 ) -> Floats:
     """FP32[samples, outputs].
 
@@ -38,7 +38,7 @@ def infer(
     return run_layers(model, len(model.bottom), weights.layers[len(model.bottom) :], joined)
 
 
-def pooled(model: Model, number: int, rows: Floats, sparse: Sparse) -> Floats:
+def pooled(model: Shape, number: int, rows: Floats, sparse: Sparse) -> Floats:
     """The sums of one table, or their means; FP32[samples, dim]."""
     sums = bag_sums(number, rows, sparse)
     if model.tables[number].pooling == "mean":
@@ -59,7 +59,7 @@ def bag_sums(number: int, rows: Floats, sparse: Sparse) -> Floats:
     return sums_in_order(weighted, Bags(np.arange(len(ids)), sparse.bounds[number]))
 
 
-def interact(model: Model, bottom: Floats, sums: Sequence[Floats]) -> Floats:
+def interact(model: Shape, bottom: Floats, sums: Sequence[Floats]) -> Floats:
     """What enters the top layers; FP32[samples, interaction_width]."""
     if model.interaction == "cat":
         return np.concatenate([bottom, *sums], axis=1)
@@ -69,7 +69,7 @@ def interact(model: Model, bottom: Floats, sums: Sequence[Floats]) -> Floats:
     return np.concatenate([bottom, products[:, rows, columns]], axis=1)
 
 
-def run_layers(model: Model, first: int, layers: Sequence[LayerWeights], inputs: Floats) -> Floats:
+def run_layers(model: Shape, first: int, layers: Sequence[LayerWeights], inputs: Floats) -> Floats:
     """Layers ``first`` on, one after the other."""
     for layer, (weight, bias) in zip(model.layers[first:], layers, strict=False):
         inputs = _activate(inputs @ weight.T + bias, layer.activation)

@@ -17,8 +17,8 @@ from emucsd.rm.errors import (
     WeightsMissing,
 )
 from emucsd.rm.inputs import Sparse
-from emucsd.rm.model import Model
 from emucsd.rm.payload import Part, place_of
+from emucsd.rm.shape import Shape
 from emucsd.rows import TableClosed
 from emucsd.table import Table
 from emucsd_wire.nvme import Status
@@ -26,7 +26,7 @@ from emucsd_wire.rm import MAX_SESSIONS
 
 
 def explain(
-    model: Model,
+    model: Shape,
     tables: Sequence[Table],
     sparse: Sparse | None,
     part: Part | None,
@@ -46,7 +46,7 @@ def explain(
 
 
 def _explain(
-    model: Model, tables: Sequence[Table], sparse: Sparse | None, part: Part | None, code: int, dw0: int
+    model: Shape, tables: Sequence[Table], sparse: Sparse | None, part: Part | None, code: int, dw0: int
 ) -> EmucsdError | None:
     match code:
         case Status.LOOKUP_INDEX_RANGE | Status.UNRECOVERED_READ if sparse is not None and part is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emucsd.rm.errors import ModelError, WeightsMissing
-from emucsd.rm.model import Layer, Model
+from emucsd.rm.shape import Layer, Shape
 
 Floats = NDArray[np.float32]
 
@@ -34,7 +34,7 @@ class Weights:
     tables: tuple[Floats, ...] = ()
 
     @classmethod
-    def of(cls, model: Model, layers: Sequence[tuple[Any, Any]], tables: Sequence[Any] = ()) -> Weights:
+    def of(cls, model: Shape, layers: Sequence[tuple[Any, Any]], tables: Sequence[Any] = ()) -> Weights:
         """Pairs (weight, bias), checked against a model; a bias may be None: zeros.
 
         :raises WeightsMissing: fewer layers than the model has
@@ -57,7 +57,7 @@ class Weights:
         return sum(layer.weight.nbytes + layer.bias.nbytes for layer in self.layers)
 
 
-def _checked(model: Model, number: int, layer: Layer, weight: Any, bias: Any) -> LayerWeights:
+def _checked(model: Shape, number: int, layer: Layer, weight: Any, bias: Any) -> LayerWeights:
     name = f"{model.name}: {model.layer_name(number)}"
     matrix = _floats(weight, (layer.outputs, layer.inputs), f"{name}'s weight")
     vector = np.zeros(layer.outputs, np.float32)
@@ -66,7 +66,7 @@ def _checked(model: Model, number: int, layer: Layer, weight: Any, bias: Any) ->
     return LayerWeights(matrix, vector)
 
 
-def _table(model: Model, number: int, rows: Any) -> Floats:
+def _table(model: Shape, number: int, rows: Any) -> Floats:
     if number >= len(model.tables):
         raise ModelError(f"{model.name}: rows for {number + 1} tables and more; the model has {len(model.tables)}")
     table = model.tables[number]
@@ -96,7 +96,7 @@ def as_array(values: Any) -> NDArray[Any]:
 # -- at random
 
 
-def random(model: Model, seed: int) -> Weights:
+def random(model: Shape, seed: int) -> Weights:
     """As DLRM draws them: normal, of variance 2 / (inputs + outputs), biases 1 / outputs."""
     rng = np.random.default_rng((seed, 0))
     layers = []
@@ -108,7 +108,7 @@ def random(model: Model, seed: int) -> Weights:
     return Weights(tuple(layers))
 
 
-def random_table(model: Model, number: int, seed: int) -> Floats:
+def random_table(model: Shape, number: int, seed: int) -> Floats:
     """FP32[rows, dim], uniform within ±1/sqrt(rows), as DLRM draws them."""
     table = model.tables[number]
     rng = np.random.default_rng((seed, 1, number))
@@ -122,7 +122,7 @@ def random_table(model: Model, number: int, seed: int) -> Floats:
 
 
 def from_state_dict(
-    model: Model, state: Mapping[str, Any], *, bottom: str = "bot_l", top: str = "top_l", tables: str = "emb_l"
+    model: Shape, state: Mapping[str, Any], *, bottom: str = "bot_l", top: str = "top_l", tables: str = "emb_l"
 ) -> Weights:
     """See ``Model.weights_from_state_dict``; names that are none of these groups' are left alone."""
     layers = [*_group(state, bottom), *_group(state, top)]
@@ -140,7 +140,7 @@ def from_state_dict(
     return Weights.of(model, layers, rows)
 
 
-def _check_counts(model: Model, state: Mapping[str, Any], bottom: str, top: str) -> None:
+def _check_counts(model: Shape, state: Mapping[str, Any], bottom: str, top: str) -> None:
     """Each group by itself: or a missing bottom layer would be taken for a top layer of another shape."""
     for prefix, group, first in ((bottom, model.bottom, 0), (top, model.top, len(model.bottom))):
         found = len(_group(state, prefix))
