@@ -6,7 +6,7 @@ The list is in order of (finish, job), whatever order the channels ended them in
 
 from __future__ import annotations
 
-from emucsd_firmware.nand.state import Nand, job_at, op_at
+from emucsd_firmware.nand.state import NEVER, Job, Nand, job_at, op_at
 from emucsd_wire.words import jit, jit_inline
 
 
@@ -29,7 +29,36 @@ def close_job(nand: Nand, job: int, now: int) -> int:
     if record.pending == 0:
         return record.finish
     nand.closed += 1
+    first = nand.closed_first
+    record.before = -1
+    record.next = first
+    if first >= 0:
+        job_at(nand.jobs, first).before = job
+    nand.closed_first = job
     return -1
+
+
+@jit_inline
+def _no_longer_closed(nand: Nand, job: Job) -> None:
+    nand.closed -= 1
+    before, after = job.before, job.next
+    if before < 0:
+        nand.closed_first = after
+    else:
+        job_at(nand.jobs, before).next = after
+    if after >= 0:
+        job_at(nand.jobs, after).before = before
+
+
+@jit_inline
+def fewest_pending(nand: Nand, enough: int) -> int:
+    """The fewest operations that any closed job waits for; it stops to look at one with at most ``enough``."""
+    fewest, number = NEVER, nand.closed_first
+    while number >= 0 and fewest > enough:
+        job = job_at(nand.jobs, number)
+        fewest = min(fewest, job.pending)
+        number = job.next
+    return fewest
 
 
 @jit_inline
@@ -66,7 +95,7 @@ def end_job(nand: Nand, number: int) -> None:
     """Put a job into the done list. Channels end jobs in ascending order each: the search starts at the last one."""
     job = job_at(nand.jobs, number)
     finish = job.finish
-    nand.closed -= 1
+    _no_longer_closed(nand, job)
     before = nand.done_hint if nand.done_hint >= 0 else nand.done_last
     while before >= 0 and _later(nand, before, number, finish):
         before = job_at(nand.jobs, before).before
@@ -126,7 +155,7 @@ def abandon_job(nand: Nand, number: int) -> None:
         if nand.done_hint == number:
             nand.done_hint = -1
     elif job.pending > 0:
-        nand.closed -= 1
+        _no_longer_closed(nand, job)
         for index in range(nand.pool):
             if op_at(nand.ops, index).job == number:
                 op_at(nand.ops, index).job = -1

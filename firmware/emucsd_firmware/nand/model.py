@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from emucsd_firmware.nand import reliability
-from emucsd_firmware.nand.state import NEVER, Channel, Die, Job, Nand, Op, Queue
+from emucsd_firmware.nand.state import LOOKUP, NEVER, Channel, Die, Due, Job, Leave, Nand, Op, Queue
 from emucsd_firmware.profile import Profile
 
 POOL = 65_536  # operations in flight or waiting: 2 MiB, of which only what is in use is warm
@@ -43,6 +43,9 @@ class NandModel:
         self.dies = _table(Die.dtype, geometry.die_count)
         self.channels = _table(Channel.dtype, geometry.channels)
         self.nexts = _table(np.dtype(np.int64), geometry.channels)
+        ring = 1 << geometry.dies.bit_length()  # more than dies, of which each is in a ring at most once
+        self.dues = _table(Due.dtype, geometry.channels * ring).reshape(geometry.channels, ring)
+        self.leaves = _table(Leave.dtype, geometry.channels * ring).reshape(geometry.channels, ring)
         self.record: Any = _table(Nand.dtype, 1)[0]
         self.fill(self.record)
 
@@ -51,8 +54,8 @@ class NandModel:
         self.record = record
         for table in (self.ops, self.jobs, self.queues, self.dies, self.channels, self.nexts):
             table[:] = np.zeros((), table.dtype)
-        self._settings(record)
         self._tables(record)
+        self._settings(record)
         self._reliability(record["reliability"])
 
     def _settings(self, record: Any) -> None:
@@ -66,6 +69,9 @@ class NandModel:
         record["page_bits"] = geometry.page_bits
         record["die_shift"] = geometry.block_bits + geometry.page_bits
         record["instant_background"] = 0
+        plain = not (nand.cache_read or nand.multi_plane or nand.suspend)
+        record["lanes"] = int(plain and nand.command_ns == 0)
+        self.paced = plain
         self.set_latencies(nand.read_ns, nand.program_ns, nand.erase_ns)
 
     def set_latencies(self, read_ns: int, program_ns: int, erase_ns: int) -> None:
@@ -74,6 +80,9 @@ class NandModel:
         record["read_ns"], record["program_ns"], record["erase_ns"] = read_ns, program_ns, erase_ns
         rest = (nand.transfer_ns_per_4k, nand.command_ns, nand.retry_ns * nand.max_retries)
         record["instant"] = int(not any((read_ns, program_ns, erase_ns, *rest)))
+        shortest = min(read_ns, program_ns, erase_ns) if self.paced else 0
+        idle = record["room"] == len(self.ops)
+        record["pace"] = shortest if idle else min(shortest, int(record["pace"]))
 
     def set_delays(self, enabled: bool) -> None:
         """Whether operations submitted from now on take time: those of the profile, or none."""
@@ -107,7 +116,12 @@ class NandModel:
         self.nexts[:] = NEVER
         record["next"] = NEVER
         record["free"], record["room"], record["overflows"] = 0, len(self.ops), 0
-        for name in ("done_first", "done_last", "done_hint"):
+        record["ring_mask"] = self.dues.shape[1] - 1
+        for name in ("dues", "leaves"):
+            table = getattr(self, name)
+            self.channels[name] = table.ctypes.data + np.arange(geometry.channels) * table[0].nbytes
+        self.dies["page"] = -1
+        for name in ("done_first", "done_last", "done_hint", "closed_first"):
             record[name] = -1
 
     def _reliability(self, record: Any) -> None:
@@ -130,7 +144,7 @@ class NandModel:
 
         An operation is counted, with all of its array time, when its die takes it; its bytes when it is submitted.
         """
-        queues = self.queues.reshape(-1, QUEUES)[:, : len(CLASSES)]
+        queues, busy = self._counters()
         names = ("reads", "programs", "erases", "nbytes", "busy_ns", "wait_ns")
         by_die = {name: queues[name].sum(axis=1).tolist() for name in names}
         dies = [
@@ -143,9 +157,30 @@ class NandModel:
             label: {name: int(queues[name][:, index].sum()) for name in names} for index, label in enumerate(CLASSES)
         }
         return {
-            "channels": [{"busy_ns": busy} for busy in self.channels["busy_ns"].tolist()],
+            "channels": [{"busy_ns": time} for time in busy.tolist()],
             "dies": dies,
             "classes": classes,
             "in_flight": len(self.ops) - int(self.record["room"]),
             "overflows": int(self.record["overflows"]),
         }
+
+    def _counters(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Queues by (die, class), and the channels' busy times. A lane counts a read when the array has read, and all
+        transfers that it foresees: here, as everywhere else, the reads that arrays work on and no transfer to come."""
+        queues, busy = self.queues.reshape(-1, QUEUES)[:, : len(CLASSES)].copy(), self.channels["busy_ns"].copy()
+        for number in np.flatnonzero(self.channels["lane"]):
+            channel = self.channels[number]
+            size = self.dues.shape[1]
+            first, beyond = int(channel["leave_first"]), int(channel["leave_beyond"])
+            for position in range(first + 1, beyond):
+                busy[number] -= self.ops["bus_ns"][self.leaves["op"][number, position % size]]
+            for position in range(int(channel["due_first"]), int(channel["due_beyond"])):
+                due = self.dues[number, position % size]
+                queue = queues[due["die"] >> 1, LOOKUP]
+                op = self.ops[queue["head"]]
+                begun = due["time"] - op["array_ns"]
+                if due["die"] & 1 and begun <= channel["now"]:
+                    queue["reads"] += 1
+                    queue["busy_ns"] += op["array_ns"]
+                    queue["wait_ns"] += begun - op["arrival"]
+        return queues, busy

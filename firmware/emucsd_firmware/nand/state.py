@@ -1,7 +1,9 @@
 """What the NAND model keeps in memory. Times are ns on the drive's clock; ``NEVER`` is later than all of them.
 
 ``Nand`` is the root and holds addresses of tables: ``Op`` (a pool), ``Job``, ``Queue`` (4 for each die, one a traffic
-class, the last unused), ``Die``, ``Channel``, and one int64 for each channel: when its next event is.
+class, the last unused), ``Die``, ``Channel``, and one int64 for each channel: when its next event is. Where a channel
+runs as a lane (``nand.lane``) its events are in two rings, of ``Due`` and ``Leave``, and nothing but the queues, the
+operations and what the fields of ``Die`` and ``Channel`` say is valid.
 """
 
 from __future__ import annotations
@@ -9,13 +11,14 @@ from __future__ import annotations
 from typing import Annotated
 
 from emucsd_firmware.nand.reliability import Reliability
-from emucsd_wire.layout import I32, I64, Raw, State
+from emucsd_wire.layout import I32, I64, State
 from emucsd_wire.words import pointer
 
 I8 = Annotated[int, "i1"]  # signed, as everything in compiled code: an unsigned field makes unsigned arithmetic
 I16 = Annotated[int, "<i2"]
 
 NEVER = 1 << 62
+MEMO = 2048  # places where a waiting read of the same page is looked for; a power of two
 
 READ, PROGRAM, ERASE = 0, 1, 2  # kinds of operation
 BLOCK, LOOKUP, BACKGROUND = 0, 1, 2  # traffic classes: host block I/O, vector reads, GC and refresh
@@ -51,7 +54,7 @@ class Job(State):
     pending: I64
     finish: I64  # the latest end among the operations that have ended
     error: I64  # for those who submit: the engine only clears it
-    next: I32  # in the done list
+    next: I32  # in the done list, or in the list of closed jobs that have not ended
     before: I32
 
 
@@ -95,20 +98,46 @@ class Die(State):
     paused_kind: I64
     paused_ns: I64
     pauses: I64  # suspensions so far
-    spare: Annotated[bytes, Raw(24)]  # three cache lines
+    freed: I64  # lane: when the register is empty again; valid while nothing is queued
+    since: I64  # lane: the reads of class LOOKUP that the die had taken when the lane was opened
+    page: I64  # page_register: the page that the register holds, or that the array reads into it; -1: none of use
+
+
+class Due(State):
+    """Lane: when something happens at a die. A ring of them, by (time, die), has each die at most once."""
+
+    time: I64
+    die: I64  # 2 * number + 1: the array has read; 2 * number: an operation arrives at an idle die
+
+
+class Leave(State):
+    """Lane: a read whose page leaves over the channel, now or next. A ring of them, by time."""
+
+    time: I64  # of its end
+    op: I32
+    die: I32
 
 
 class Channel(State):
     """One channel: its bus, and its dies' events in order of (time, die)."""
 
     due: I64  # of the first die in the list
-    bus_end: I64
+    bus_end: I64  # lane: of the last transfer that is known, however long ago
     now: I64  # time of the last event here
     first: I64
     last: I64
     bus_head: I64  # the operation being transferred, and those after it
     bus_tail: I64
     busy_ns: I64
+
+    lane: I64  # 1: this channel runs as a lane
+    others: I64  # operations under way that are no reads of class LOOKUP: none in a lane
+    dues: I64  # addresses of the rings, whose size is one for all
+    leaves: I64
+    due_first: I64  # positions count on; in the ring they are taken modulo its size
+    due_beyond: I64
+    leave_first: I64
+    leave_beyond: I64
 
 
 class Nand(State):
@@ -128,6 +157,8 @@ class Nand(State):
     suspend: I64  # these three 0 or 1
     cache_read: I64
     multi_plane: I64
+    lanes: I64  # 1: channels may run as lanes
+    page_register: I64  # 1: reads of class LOOKUP find the page that the register holds
     planes: I64
     page_bits: I64
     die_shift: I64  # ppn >> die_shift is the die
@@ -141,6 +172,10 @@ class Nand(State):
     dies: I64
     channels: I64
     nexts: I64
+    ring_mask: I64  # of a lane's rings: their size - 1
+    pages: I64  # page_register: address of int32[pool], the page of each read that waits, else -1
+    memo: I64  # page_register: address of int32[MEMO], operations by their page
+    pace: I64  # no die ends two operations in less time than this; 0: nothing is known
     reliability: Reliability
 
     next: I64  # time of the next event
@@ -151,11 +186,16 @@ class Nand(State):
     done_last: I64
     done_hint: I64
     overflows: I64  # operations that found the pool full
+    closed_first: I64  # those closed jobs: a list
+    merged: I64  # page_register: reads that another one of the same page and job took along
+    register_hits: I64  # and those that found their page in the register
 
 
 op_at = pointer(Op)
 job_at = pointer(Job)
 queue_at = pointer(Queue)
 die_at = pointer(Die)
+due_at = pointer(Due)
+leave_at = pointer(Leave)
 channel_at = pointer(Channel)
 nand_at = pointer(Nand)

@@ -27,7 +27,8 @@ from __future__ import annotations
 
 from emucsd_firmware.nand.die import bus_due, die_due
 from emucsd_firmware.nand.events import move
-from emucsd_firmware.nand.jobs import abandon_job, close_job, job_finish, open_job, pop_done
+from emucsd_firmware.nand.jobs import abandon_job, close_job, fewest_pending, job_finish, open_job, pop_done
+from emucsd_firmware.nand.lane import close_lane, join, lane_quiet, open_lane, run_lane
 from emucsd_firmware.nand.queues import count, enqueue
 from emucsd_firmware.nand.state import (
     BACKGROUND,
@@ -39,6 +40,7 @@ from emucsd_firmware.nand.state import (
     NEVER,
     PROGRAM,
     READ,
+    Channel,
     Nand,
     channel_at,
     die_at,
@@ -99,6 +101,8 @@ def _pass_by(nand: Nand, now: int, kind: int, traffic: int, ppn: int, nbytes: in
     queue = queue_at(nand.queues, (ppn >> nand.die_shift) * 4 + traffic)
     queue.nbytes += nbytes
     count(queue, kind)
+    if kind == READ and traffic == LOOKUP:
+        die_at(nand.dies, ppn >> nand.die_shift).since += 1  # counted, but no die took it
     if job >= 0 and job_at(nand.jobs, job).finish < end:
         job_at(nand.jobs, job).finish = end
 
@@ -122,6 +126,14 @@ def submit(nand: Nand, now: int, kind: int, traffic: int, ppn: int, nbytes: int,
     number = ppn >> nand.die_shift
     die = die_at(nand.dies, number)
     channel = channel_at(nand.channels, die.channel)
+    if nand.lanes != 0:
+        if traffic == LOOKUP and kind == READ:
+            if channel.lane == 0 and get_i64(nand.nexts, die.channel) == NEVER:
+                open_lane(nand, channel, die.channel)
+            if join(nand, now, _array_time(nand, kind, retries), ppn, nbytes, job):
+                return
+        if channel.lane != 0:
+            close_lane(nand, channel, die.channel)
     now = max(now, channel.now)
     index = nand.free
     op = op_at(nand.ops, index)
@@ -156,8 +168,22 @@ def submit(nand: Nand, now: int, kind: int, traffic: int, ppn: int, nbytes: int,
 
 @jit_inline
 def submit_vector(nand: Nand, now: int, ppn: int, nbytes: int, job: int) -> None:
-    """``submit`` for what a lookup does most: a read of class LOOKUP that nobody retries, in ascending ``now``."""
-    submit(nand, now, READ, LOOKUP, ppn, nbytes, job, 0)
+    """``submit`` for what lookups do most: a read of class LOOKUP that needs no retry. Fast where ``now`` ascends."""
+    if nand.room == 0 or nand.instant != 0 or not join(nand, now, nand.read_ns, ppn, nbytes, job):
+        submit(nand, now, READ, LOOKUP, ppn, nbytes, job, 0)
+
+
+@jit_inline
+def _run(nand: Nand, channel: Channel, now: int, until: int) -> int:
+    """Run a channel's events, the first of them at ``now``. :returns: when the next one is"""
+    while now <= until:
+        channel.now = now
+        if channel.bus_end <= now:
+            bus_due(nand, channel, now)
+        else:
+            die_due(nand, channel, now)
+        now = min(channel.bus_end, channel.due)
+    return now
 
 
 @jit_unit
@@ -172,13 +198,7 @@ def advance(nand: Nand, until: int) -> None:
         now = get_i64(nexts, index)
         if now <= until:
             channel = channel_at(nand.channels, index)
-            while now <= until:
-                channel.now = now
-                if channel.bus_end <= now:
-                    bus_due(nand, channel, now)
-                else:
-                    die_due(nand, channel, now)
-                now = min(channel.bus_end, channel.due)
+            now = run_lane(nand, channel, until) if channel.lane != 0 else _run(nand, channel, now, until)
             put_i64(nexts, index, now)
         soonest = min(soonest, now)
     nand.next = soonest
@@ -189,14 +209,27 @@ def advance_until_done(nand: Nand, until: int) -> int:
     """Run events in order of time until a job has ended or the time has come. :returns: the time reached
 
     While every job is still open (a lookup whose vectors are being sent out) none can end: then the channels need not
-    be run in step.
+    be run in step. Nor while it is known that no job has its last operation end.
     """
     if nand.closed == 0:
         advance(nand, until)
         return until
     while nand.next <= until and nand.next < NEVER:
         now = nand.next
-        advance(nand, now)
+        reached = min(max(now, _no_job_ends(nand, now)), until)
+        advance(nand, reached)
         if nand.done_first >= 0:
             return now
     return until
+
+
+@jit
+def _no_job_ends(nand: Nand, now: int) -> int:
+    """A time up to which no job ends; less than ``now`` if nothing is known. There are closed jobs."""
+    if nand.pace == 0:
+        return -1
+    rounds = (fewest_pending(nand, nand.die_count) - 1) // nand.die_count
+    if rounds > 0:  # each die ends no more than one operation in each
+        return now + rounds * nand.pace - 1
+    until = now + nand.pace - 1
+    return until if lane_quiet(nand, until) else -1
