@@ -41,6 +41,7 @@ Parts of the library have theirs beside them; each is found here by its name as 
 - traces.errors: TraceError, of which TraceFormat (a ValueError) and TraceNeedsTorch
 - rm.errors: RmError, of which ModelError, InputError, SessionClosed and others
 - torch.errors: NoGradient, NotOffloadable
+- placement: PlacementError
 - extents: FileRefused, a file that can't be a table, with a class for each reason
 - mount.errors: MountError, of which MountUnavailable, MountTaken, MountMissing and MountBusy
 - isp.errors: IspError, of which IspUnreachable, IspRefused, IspLost, IspUnavailable and JobFailed
@@ -305,6 +306,7 @@ _PARTS = (
     "lookup",
     "extents",
     "traces.errors",
+    "placement",
     "demo",
     "tunnel.errors",
     "isp.errors",

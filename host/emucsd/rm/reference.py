@@ -12,7 +12,7 @@ from emucsd.rm.errors import IndexOutOfRangeOfTable, InputError
 from emucsd.rm.inputs import Sparse, SparseLike, checked
 from emucsd.rm.shape import Activation, Shape
 from emucsd.rm.weights import LayerWeights, Weights
-from emucsd.workloads import Bags, sums_in_order
+from emucsd.traces import Bags, sums_in_order
 
 Floats = NDArray[np.float32]
 
