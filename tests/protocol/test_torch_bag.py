@@ -119,9 +119,9 @@ def test_state_dict_round_trip(drive: Drive, weight: Any) -> None:
     back.load_state_dict(ours.state_dict())
     ids = torch.randint(0, ROWS, (5, 6))
     assert torch.equal(ours(ids), back(ids))
-    with pytest.raises(RuntimeError, match="size mismatch for 0.weight"):
+    with pytest.raises(RuntimeError, match=r"size mismatch for 0.weight"):
         ours.load_state_dict({**theirs.state_dict(), "0.weight": weight[1:]})
-    with pytest.raises(RuntimeError, match="Missing key.*0.weight"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*0.weight"):
         ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if k != "0.weight"})
     ours[0].close()
 
@@ -159,7 +159,8 @@ def test_no_gradient_is_promised(bag: EmbeddingBag, drive: Drive) -> None:
 
 def test_arguments_that_can_t_be_followed(bag: EmbeddingBag, drive: Drive, weight: Any) -> None:
     """Modes, norms, shapes and ids that the drive has no answer to are refused by name."""
-    for words, options in (("'max'", {"mode": "max"}), ("max_norm", {"max_norm": 1.0}), ("rows are", {"padding_idx": ROWS})):
+    wrong = {"'max'": {"mode": "max"}, "max_norm": {"max_norm": 1.0}, "rows are": {"padding_idx": ROWS}}
+    for words, options in wrong.items():
         with pytest.raises(InvalidArgument, match=words):
             beside(bag, **options)
     with pytest.raises(InvalidArgument, match="500 rows of 9"):

@@ -106,7 +106,7 @@ class EmbeddingBag(torch.nn.Module):  # type: ignore[misc]  # torch's types are 
 
     @classmethod
     def from_module(cls, module: Any, where: Drive, *, name: str | None = None, nsid: int = 1) -> Self:
-        """A ``torch.nn.EmbeddingBag``'s rows and options. :raises InvalidArgument: options that the drive can't follow"""
+        """A ``torch.nn.EmbeddingBag``'s rows and options. :raises InvalidArgument: some that the drive can't follow"""
         return cls.from_pretrained(
             module.weight,
             where,
@@ -144,7 +144,10 @@ class EmbeddingBag(torch.nn.Module):  # type: ignore[misc]  # torch's types are 
             factors = per_sample_weights.detach().cpu().numpy().astype(np.float32, copy=False).reshape(-1)
         if self.padding_idx is not None:
             ids, bounds, factors = without(self.padding_idx, ids, bounds, factors)
-        sums = self.table.lookup(ids, bounds, include_last_offset=True, mode=self.mode, per_sample_weights=factors)
+        more: dict[str, Any] = {} if self.mode == "sum" else {"mode": self.mode}
+        if factors is not None:
+            more["per_sample_weights"] = factors
+        sums = self.table.lookup(ids, bounds, include_last_offset=True, **more)
         return torch.from_numpy(sums.copy()).to(input.device)  # the drive's memory is for the next lookup
 
     def _check_gradients(self, weights: Any) -> None:
@@ -154,8 +157,8 @@ class EmbeddingBag(torch.nn.Module):  # type: ignore[misc]  # torch's types are 
             raise NoGradient("per_sample_weights want a gradient; the drive computes forward only: detach() them")
         if self.training and not self.freeze:
             raise NoGradient(
-                "these rows lie in a drive and are not learned: call eval(), or use torch.inference_mode(), or make the "
-                "module with freeze=True where the rest of the model is trained"
+                "these rows lie in a drive and are not learned: call eval(), or use torch.inference_mode(), or make "
+                "the module with freeze=True where the rest of the model is trained"
             )
 
     def _bags(self, ids: Any, offsets: Any) -> tuple[Ids, Ids]:

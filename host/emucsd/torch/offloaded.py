@@ -232,8 +232,8 @@ def _call_of(module: Any) -> _Call:
     rest = [n for n in names if n not in (*offsets, *indices)]
     if (len(names), len(offsets), len(indices)) != (3, 1, 1) or rest != names[:1]:
         raise NotOffloadable(
-            f"forward({', '.join(names)}): which are dense features, indices and offsets? Give adapt=, a function of the "
-            "same arguments that returns (dense, [(indices, offsets) for each table])"
+            f"forward({', '.join(names)}): which are dense features, indices and offsets? Give adapt=, a function of "
+            "the same arguments that returns (dense, [(indices, offsets) for each table])"
         )
 
     def call(*arguments: Any, **named: Any) -> tuple[Any, list[tuple[Any, Any]]]:
