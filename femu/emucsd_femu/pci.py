@@ -3,8 +3,9 @@
 Type 0 header and capabilities as PCI Local Bus 3.0 and PCI Express Base 4.0 lay them out. QEMU sizes BARs itself and
 emulates MSI-X control; all of it is still here, so that a client that does neither finds a whole device.
 
-BAR0 (64-bit, 16 KiB): NVMe registers, doorbells in the page at 0x1000. BAR4: the MSI-X table. BAR5: its pending bits.
-Table, pending bits and doorbells lie in pages of their own: a client maps the doorbell page and nothing else.
+BAR0 (64-bit, 16 KiB): NVMe registers, doorbells in the page at 0x1000, registers of inference sessions in the one at
+0x2000. BAR4: the MSI-X table. BAR5: its pending bits. Table, pending bits and doorbells lie in pages of their own: a
+client maps the two pages from 0x1000 on and nothing else.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from emucsd_wire.layout import U8, U16, U32, Codec
 from emucsd_wire.vfio_user import REGIONS, Region
 
 BAR0_BYTES = 0x4000
-DOORBELL_PAGE = 0x1000  # offset in BAR0, one page long
-USED_BYTES = 0x2000  # of BAR0; SPDK's own target has 16 KiB as well, what is behind reads as zero
+DOORBELL_PAGE = 0x1000  # offset in BAR0, one page long; the sessions' registers are the page behind it
+MAPPABLE_BYTES = 0x2000  # from there on: one area, as SPDK and older clients of ours look for one
+USED_BYTES = DOORBELL_PAGE + MAPPABLE_BYTES  # of BAR0 (16 KiB as SPDK's own target); what is behind reads as zero
 CONFIG_BYTES = 4096  # 256 would make QEMU show a conventional PCI device
 MSIX_BYTES = 4096
 VECTORS = 65  # the admin queue's and one for each I/O queue

@@ -21,7 +21,8 @@ class DevicePort(Protocol):
 
     @property
     def doorbell_fd(self) -> int:
-        """Shared memory whose last page is the one at BAR0 + 0x1000; the data plane watches it."""
+        """Shared memory whose last two pages are those at BAR0 + 0x1000: doorbells, which the data plane watches, and
+        the registers of inference sessions."""
 
     @property
     def admin_fd(self) -> int:

@@ -3,7 +3,7 @@
 A session answers messages in order, one at a time, and keeps what the client brought (memory, eventfds) until it
 unmaps it or is gone. Which way the doorbells go is chosen once, by the VERSION message:
 
-- *mapped*: the page at BAR0 + 0x1000 may be mapped, a doorbell is a plain store that the data plane finds;
+- *mapped*: the pages from BAR0 + 0x1000 on may be mapped, a doorbell is a plain store that the data plane finds;
 - *trapped*: no region may be mapped, so that QEMU posts its doorbell writes as messages and waits for none.
 """
 
@@ -22,11 +22,10 @@ from emucsd_femu.errors import ConnectionLost, MessageError
 from emucsd_femu.interrupts import Interrupts, irq_count
 from emucsd_femu.memory_guard import MemoryGuard
 from emucsd_femu.messages import Channel, Message
-from emucsd_femu.pci import DOORBELL_PAGE, USED_BYTES, ConfigSpace, region_bytes
+from emucsd_femu.pci import DOORBELL_PAGE, MAPPABLE_BYTES, USED_BYTES, ConfigSpace, region_bytes
 from emucsd_femu.port import DevicePort
 from emucsd_firmware.errors import FirmwareError
 from emucsd_wire.layout import Codec
-from emucsd_wire.nvme import PAGE
 from emucsd_wire.vfio_user import (
     CAP_SPARSE_MMAP,
     DEVICE_INFO,
@@ -308,13 +307,13 @@ class Session:
             return Reply(REGION_INFO.pack(plain._replace(argsz=whole)))
         flags |= RegionFlag.MMAP | RegionFlag.CAPS
         info = RegionInfo(whole, flags, asked.region, REGION_INFO.size, size, self._file_offset())
-        area = SparseMmap(CAP_SPARSE_MMAP, 1, 0, 1, 0, DOORBELL_PAGE, PAGE)
+        area = SparseMmap(CAP_SPARSE_MMAP, 1, 0, 1, 0, DOORBELL_PAGE, MAPPABLE_BYTES)
         return Reply(REGION_INFO.pack(info) + SPARSE_MMAP.pack(area), (self._port.doorbell_fd,))
 
     def _file_offset(self) -> int:
-        """What a client adds to the area's offset to find the page in its file, whose last page it is (u64, wraps)."""
-        page = os.fstat(self._port.doorbell_fd).st_size - PAGE
-        return (page - DOORBELL_PAGE) & 0xFFFF_FFFF_FFFF_FFFF
+        """What a client adds to the area's offset to find it in its file, whose end it is (u64, wraps)."""
+        start = os.fstat(self._port.doorbell_fd).st_size - MAPPABLE_BYTES
+        return (start - DOORBELL_PAGE) & 0xFFFF_FFFF_FFFF_FFFF
 
     def _irq_info(self, message: Message) -> Reply:
         asked = _unpack(IRQ_INFO, message.payload)

@@ -13,19 +13,14 @@ from numba import types
 
 from emucsd_firmware.clock import NEVER, REAL, due, pop, push
 from emucsd_firmware.ftl.buffer import destage_all
-from emucsd_firmware.ftl.gc import background, next_background, on_job
+from emucsd_firmware.ftl.gc import background, on_job
 from emucsd_firmware.ftl.mapping import prefetch_page, read_page
 from emucsd_firmware.ftl.trim import deallocate
 from emucsd_firmware.ftl.write import set_write_cache
 from emucsd_firmware.grants import (
-    ASLEEP,
-    ATTACHED,
-    GRANTED,
-    WAIT,
     all_wait,
     answered,
     attached_ports,
-    clock_word,
     declared_time,
     publish,
 )
@@ -56,10 +51,13 @@ from emucsd_firmware.nvme.dispatch import execute, incoming_bytes, peek_lpn, tou
 from emucsd_firmware.nvme.interrupts import raise_interrupts
 from emucsd_firmware.nvme.lookups import PARKED, next_answered
 from emucsd_firmware.nvme.queues import PortState, arm, read_tail, refresh_tail, sq_at
+from emucsd_firmware.nvme.sessions import collect, next_inferred
 from emucsd_firmware.nvme.tunnels import expire
+from emucsd_firmware.session.inference import infer
+from emucsd_firmware.session.pipeline import ripen
+from emucsd_firmware.sleep import idle_due, lingers, next_command, next_due, sleep, step_aside
 from emucsd_firmware.state import FIRST_FTL_JOB, DriveState, drive_at, port_of
 from emucsd_wire.words import (
-    fence,
     get_i64,
     jit,
     jit_inline,
@@ -70,7 +68,6 @@ from emucsd_wire.words import (
     put_i64,
     relax,
     signal,
-    store_i64,
     wait,
     yield_core,
 )
@@ -83,14 +80,8 @@ BURST = 32  # entries taken from one queue before the next has its turn
 SPINS = 4096  # idle rounds before the first sleep: some 100 us
 YIELD_EVERY = 64
 CLOCK_EVERY = 255  # a drive without delays reads the clock once in so many (+ 1) rounds
-UNKNOWN_HOST_POLL_NS = 500_000  # a host that cannot wake us rings a mapped page: look at it this often
-INTERRUPT_POLL_NS = 50_000  # interrupts wait to be raised: look at them this often
-LINGER_NS = 500_000  # how long to look on where waking takes a trap of an emulated processor and a message
 NAP_NS = 20_000
-STEP_NS = 5_000  # enough for another thread to get the core
-IDLE_NS = 1_000_000_000
 RETRY_NS = 1_000_000
-WAKE_EARLY_NS = 80_000  # a sleep ends this much before the next event is due
 
 
 @jit_unit
@@ -191,8 +182,11 @@ def reap(drive: DriveState) -> None:
             job_done(drive.lookup, job, when)
         else:
             on_job(drive.ftl, drive.nand, job, when)
+    collect(drive)
     while True:
         slot = next_answered(drive)
+        if slot < 0:
+            slot = next_inferred(drive)
         if slot < 0:
             return
         answer(drive, slot, command_at(drive.commands.slots, slot).ready)
@@ -204,23 +198,11 @@ def answer(drive: DriveState, slot: int, when: int) -> None:
     respond(drive.clock, drive.costs, drive.commands, port_of(drive, command.port), slot, when)
 
 
-@jit_inline
-def next_due(drive: DriveState) -> int:
-    """When anything happens next, NEVER if nothing will."""
-    return min(due(drive.clock), next_event(drive.nand), drive.lookup.wake, idle_due(drive))
-
-
-@jit_inline
-def idle_due(drive: DriveState) -> int:
-    """When the FTL wants to work by itself; not at once again after a time when it could not."""
-    return max(next_background(drive.ftl), drive.idle_after)
-
-
 @jit_unit
 def run_until(drive: DriveState, until: int, before0: int, before1: int) -> int:
     """Run every event with time <= ``until``, in order of time. :returns: how many moments had events
 
-    At one moment flash comes first, then the translator, then commands and completions.
+    At one moment flash comes first, then the translator, then sessions, then commands and completions.
 
     :param before0: completions of port 0 so far, with ``before1`` for port 1: end with the moment that adds to those of
         a host that follows the grant protocol. -1: run on
@@ -230,7 +212,10 @@ def run_until(drive: DriveState, until: int, before0: int, before1: int) -> int:
     while True:
         if before0 >= 0 and answered(drive, before0, before1):
             until = min(until, clock.now)
-        others = min(due(clock), drive.lookup.wake, idle_due(drive))
+        if drive.sessions.work != 0 and clock.mode != REAL:
+            infer(drive.sessions)  # it takes no modelled time
+            continue
+        others = min(next_command(drive), idle_due(drive))
         flash = next_event(drive.nand)
         when = min(others, flash)
         if when > until or when == NEVER:
@@ -248,6 +233,9 @@ def run_until(drive: DriveState, until: int, before0: int, before1: int) -> int:
             reap(drive)
         elif drive.lookup.wake <= others:
             pump(drive.lookup, drive.ftl, drive.nand, when)
+            reap(drive)
+        elif drive.sessions.wake <= others:
+            ripen(drive.sessions, when)
             reap(drive)
         elif due(clock) <= others:
             _run_token(drive, pop(clock))
@@ -276,6 +264,8 @@ def round_real(drive: DriveState) -> int:
         if drive.tunnel.wake <= now:
             work += expire(drive)
     work += fetch_all(drive)
+    if drive.sessions.work != 0:
+        work += infer(drive.sessions)  # one slice: what is due and what comes goes before the next
     if work != 0 or drive.commands.held != 0 or drive.waiting != 0:
         raise_interrupts(drive)
     return work
@@ -329,83 +319,6 @@ def fetch_admin(drive: DriveState) -> None:
 
 
 @jit
-def _rung(drive: DriveState) -> bool:
-    """Whether any doorbell has moved since it was last taken over."""
-    for number in range(2):
-        port = port_of(drive, number)
-        if port.enabled == 0:
-            continue
-        if read_tail(port, 0) != port.admin_seen:
-            return True
-        for index in range(port.live_count):
-            qid = port.live_sqs[index]
-            if read_tail(port, qid) != sq_at(port.sqs, qid).tail:
-                return True
-        if clock_word(port, WAIT) != clock_word(port, GRANTED):
-            return True
-    return False
-
-
-@jit
-def _set_asleep(drive: DriveState, asleep: int) -> None:
-    for number in range(2):
-        port = port_of(drive, number)
-        store_i64(port.words, ASLEEP, asleep)
-        if port.shadow != 0:
-            for index in range(port.live_count):
-                arm(port, port.live_sqs[index], asleep)
-
-
-@jit
-def _patience(drive: DriveState) -> int:
-    """How long the drive may sleep: to the next event, and shortly where a host rings without waking anyone."""
-    timeout = IDLE_NS
-    for number in range(2):
-        port = port_of(drive, number)
-        if port.enabled != 0 and port.trapped == 0 and clock_word(port, ATTACHED) == 0:
-            timeout = UNKNOWN_HOST_POLL_NS
-    if drive.waiting != 0:
-        timeout = min(timeout, INTERRUPT_POLL_NS)
-    if drive.clock.mode == REAL:
-        when = min(next_due(drive), drive.tunnel.wake)
-        if when != NEVER:
-            timeout = min(timeout, when - monotonic() - WAKE_EARLY_NS)
-    elif next_due(drive) != NEVER and attached_ports(drive) == 0:
-        timeout = 0
-    return timeout
-
-
-@jit_unit
-def sleep(drive: DriveState) -> None:
-    """Sleep until a doorbell, the control thread, or the next event. Say so first, then look once more."""
-    timeout = _patience(drive)
-    if timeout <= 0:
-        return
-    _set_asleep(drive, 1)
-    fence()  # our 'asleep' before our look at the doorbells; the host's doorbell before its look at 'asleep'
-    if not _rung(drive) and load_i64(drive.control_word, 0) == 0 and drive.commands.syncing == 0:
-        drive.sleeps += 1
-        wait(drive.kick_fd, timeout)
-    _set_asleep(drive, 0)
-
-
-@jit_inline
-def _lingers(drive: DriveState, since: int) -> bool:
-    """Whether a host with shadow doorbells may ring again soon: the one that finds us asleep costs it dearly."""
-    if drive.port0.shadow == 0 and drive.port1.shadow == 0:
-        return False
-    return monotonic() - since < LINGER_NS
-
-
-@jit
-def _step_aside(drive: DriveState) -> None:
-    """Leave the core to the emulator that delivers our interrupt. ``yield_core`` is not enough: between processes of
-    different sessions or control groups it has no effect, and the emulator would wait for the end of our time slice."""
-    drive.aside = 0
-    wait(drive.kick_fd, STEP_NS)
-
-
-@jit
 def run(address: int) -> int:
     """The data plane thread's whole life inside compiled code. :returns: CALLED or SYNC"""
     drive = drive_at(address, 0)
@@ -424,7 +337,7 @@ def run(address: int) -> int:
         idle += 1
         relax()
         if drive.aside != 0:
-            _step_aside(drive)
+            step_aside(drive)
         if idle % YIELD_EVERY != 0:
             continue
         if idle == YIELD_EVERY:
@@ -435,7 +348,7 @@ def run(address: int) -> int:
             continue
         if more != 0 and drive.clock.mode == REAL:
             continue
-        if _lingers(drive, since):
+        if lingers(drive, since):
             wait(drive.kick_fd, NAP_NS)
             continue
         sleep(drive)

@@ -30,11 +30,14 @@ from emucsd_firmware.nvme.commands import SLOTS, CommandPool
 from emucsd_firmware.nvme.hardware import Health
 from emucsd_firmware.nvme.lookups import reset_lookups
 from emucsd_firmware.nvme.queues import QueueSet
+from emucsd_firmware.nvme.session_setup import SessionCommands
 from emucsd_firmware.nvme.tables import register_table_commands
 from emucsd_firmware.nvme.tunnel_setup import TunnelCommands
 from emucsd_firmware.plane import Plane
 from emucsd_firmware.port import Port
 from emucsd_firmware.profile import Profile
+from emucsd_firmware.session.sessions import Sessions
+from emucsd_firmware.session.state import SessionsMemory
 from emucsd_firmware.state import FIRST_FTL_JOB, PORTS, DriveState
 from emucsd_firmware.subsystem import Subsystem
 from emucsd_firmware.tunnel.state import TunnelMemory
@@ -71,8 +74,11 @@ class Drive:
         dies = self.profile.geometry.die_count
         self.lookup = LookupMemory(self.profile.lookup, self.profile.geometry.page_bytes, dies, SLOTS)
         self.tables = Tables(self.lookup)
+        self.sessions_memory = SessionsMemory()
+        self.sessions = Sessions(self.sessions_memory, self.tables, self.profile)
         self.tunnel_memory = TunnelMemory(SLOTS)
         self._fill()
+        self._session_commands = SessionCommands(self.sessions, self.address)
         self.tunnel = TunnelCommands(self.address, self.tunnel_memory, virtual=clock == "virtual")
         self.plane = Plane(self.address, self._control, self._kick_fd)
         self.plane.sync = store.sync
@@ -109,6 +115,7 @@ class Drive:
         self.nand.fill(root["nand"])
         self.store.fill(root["ftl"], FIRST_FTL_JOB, int(root["clock"]["now"]))
         self.lookup.fill(root["lookup"])
+        self.sessions_memory.fill(root["sessions"])
         self.tunnel_memory.fill(root["tunnel"])
         self._fill_costs(delays=True)
 
@@ -122,8 +129,9 @@ class Drive:
         self.state[0]["instant"] = int(bool(costs["free"]) and bool(self.state[0]["nand"]["instant"]))
 
     def _connect_lookups(self, port: Port) -> None:
-        # before the port's tables close: what still reads them must be dropped first
+        # before the port's tables close: what still reads them must be dropped first, sessions with it
         port.controller.on_reset.append(lambda: reset_lookups(self.address, port.number))
+        self._session_commands.register(port.controller)
         register_table_commands(port.controller, self.tables)
 
     @property
@@ -296,5 +304,6 @@ class Drive:
             "ports": ports,
             "ftl": self.store.snapshot(),
             "nand": self.nand.snapshot(),
+            "sessions": self.sessions.snapshot(),
             "tunnel": self.tunnel.snapshot(),
         }

@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING
 
 from emucsd_firmware.controller import Controller
 from emucsd_firmware.errors import PortError
-from emucsd_firmware.nvme.queues import QUEUES, VECTORS, QueueSet
+from emucsd_firmware.nvme.queues import BAR0_USED, QUEUES, VECTORS, QueueSet
 from emucsd_firmware.nvme.registers import REGISTER_BYTES
+from emucsd_firmware.nvme.session_setup import store_register
 from emucsd_wire.logs import Event
-from emucsd_wire.nvme import PAGE
+from emucsd_wire.rm import RM_REGISTERS_OFFSET
 
 if TYPE_CHECKING:
     from emucsd_firmware.nvme.hardware import DriveBorder
     from emucsd_firmware.subsystem import Subsystem
 
 BAR0 = 0
-BAR0_BYTES = REGISTER_BYTES + PAGE  # registers, then the doorbell page
+BAR0_BYTES = BAR0_USED
+DOORBELL_WORDS = (RM_REGISTERS_OFFSET - REGISTER_BYTES) // 4
 MAPPED = -1  # in place of a doorbell's last message: somebody else writes it
 
 
@@ -82,7 +84,7 @@ class Port:
 
     @property
     def doorbell_fd(self) -> int:
-        """Shared memory of one page, the one at BAR0 + 0x1000."""
+        """Shared memory whose last two pages are those at BAR0 + 0x1000: doorbells, then the sessions' registers."""
         return self.queues.doorbell_fd
 
     @property
@@ -91,18 +93,18 @@ class Port:
         return self.queues.admin_fd
 
     def region_read(self, region: int, offset: int, count: int) -> bytes:
-        """:raises PortError: outside of BAR0's registers and doorbells"""
+        """:raises PortError: outside of BAR0's registers, doorbells and sessions' registers"""
         self._check(region, offset, count)
         if offset + count <= REGISTER_BYTES:
             return self.controller.registers.read(offset, count)
         if offset < REGISTER_BYTES:
             head = REGISTER_BYTES - offset
             return self.region_read(region, offset, head) + self.region_read(region, REGISTER_BYTES, count - head)
-        page = self.queues.doorbells.tobytes()
-        return page[offset - REGISTER_BYTES : offset - REGISTER_BYTES + count]
+        pages = self.queues.doorbells.tobytes() + self.queues.sessions.tobytes()
+        return pages[offset - REGISTER_BYTES : offset - REGISTER_BYTES + count]
 
     def region_write(self, region: int, offset: int, data: bytes) -> None:
-        """Write registers, or ring doorbells. :raises PortError: outside of both"""
+        """Write registers (the controller's, or its sessions') or ring doorbells. :raises PortError: outside of them"""
         self._check(region, offset, len(data))
         if offset < REGISTER_BYTES:
             self.controller.write_register(offset, data)
@@ -112,7 +114,10 @@ class Port:
         if at % 4 or len(data) not in (4, 8):
             return  # doorbells are dwords; others are nobody's
         for index, value in enumerate(struct.unpack(f"<{len(data) // 4}I", data), at // 4):
-            self._ring(index, value)
+            if index < DOORBELL_WORDS:
+                self._ring(index, value)
+            else:
+                store_register(self.queues.sessions, index - DOORBELL_WORDS, value)
 
     def map(self, iova: int, size: int, address: int, writable: bool) -> None:
         """Give the drive ``size`` bytes of guest memory that lie at ``address`` in this process.

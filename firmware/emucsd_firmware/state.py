@@ -9,6 +9,7 @@ from emucsd_firmware.memory import Transfer
 from emucsd_firmware.nand.state import Nand
 from emucsd_firmware.nvme.commands import SLOTS, Commands, Costs
 from emucsd_firmware.nvme.queues import PortState
+from emucsd_firmware.session.state import Sessions
 from emucsd_firmware.tunnel.state import Tunnel
 from emucsd_wire.layout import I64, State
 from emucsd_wire.words import jit_inline, pointer
@@ -38,6 +39,7 @@ class DriveState(State):
     nand: Nand
     ftl: Ftl
     lookup: Lookup
+    sessions: Sessions
     tunnel: Tunnel
     port0: PortState
     port1: PortState

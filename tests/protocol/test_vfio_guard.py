@@ -89,7 +89,7 @@ def test_the_doorbell_page_cannot_be_cut(tmp_path: Path) -> None:
     """The page that clients map is sealed: it neither shrinks nor grows."""
     port = RecordingPort()
     fd = os.memfd_create("sealable", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
-    os.ftruncate(fd, 4096)
+    os.ftruncate(fd, 8192)
     os.dup2(fd, port.doorbell_fd, inheritable=False)
     os.close(fd)
     with Server([port], [tmp_path / "cntrl"]):

@@ -77,7 +77,7 @@ def test_every_region_answers(stand: Stand, text: bytes) -> None:
 def test_doorbell_page_maps_in_two_steps(stand: Stand, peer: Peer) -> None:
     """With room for 32 bytes a client learns the size only; with room for all it gets one area and one descriptor.
 
-    Stores to the page are plain memory: no message, and the drive sees them.
+    It holds doorbells and sessions' registers. Stores to it are plain memory: no message, and the drive sees them.
     """
     short = region_info(peer, Region.BAR0, 32)
     info = REGION_INFO.unpack(short.payload)
@@ -89,12 +89,14 @@ def test_doorbell_page_maps_in_two_steps(stand: Stand, peer: Peer) -> None:
     assert info.flags == RegionFlag.READ | RegionFlag.WRITE | RegionFlag.MMAP | RegionFlag.CAPS
     area = SPARSE_MMAP.unpack(whole.payload, info.cap_offset)
     assert (area.id, area.version, area.next, area.areas) == (1, 1, 0, 1)
-    assert (area.offset, area.size) == (0x1000, 0x1000)
+    assert (area.offset, area.size) == (0x1000, 0x2000)
     (fd,) = whole.fds
     with mmap.mmap(fd, area.size, offset=(info.offset + area.offset) % (1 << 64)) as page:
         page[8:12] = struct.pack("<I", 0x55)
-        with mmap.mmap(stand.port.doorbell_fd, 4096) as seen:
+        page[0x1008:0x100C] = struct.pack("<I", 0x66)  # of a session
+        with mmap.mmap(stand.port.doorbell_fd, 8192) as seen:
             assert seen[8:12] == page[8:12]
+            assert seen[0x1008:0x100C] == page[0x1008:0x100C]
     os.close(fd)
     assert stand.port.calls == []
 
@@ -129,8 +131,8 @@ def test_a_port_that_refuses_is_an_errno(stand: Stand, peer: Peer) -> None:
 
 
 def test_reserved_part_of_bar0(stand: Stand, peer: Peer) -> None:
-    """Behind the doorbell page BAR0 reads as zero and swallows writes; the port is not asked."""
-    assert peer.write(Region.BAR0, 0x2000, b"\xff" * 4) == 0
+    """Behind the sessions' registers BAR0 reads as zero and swallows writes; the port is not asked."""
+    assert peer.write(Region.BAR0, 0x3000, b"\xff" * 4) == 0
     assert peer.read(Region.BAR0, 0x3FF8, 8) == bytes(8)
     assert stand.port.calls == []
 

@@ -49,7 +49,7 @@ class RecordingPort:
     def __init__(self, number: int = 0) -> None:
         self.number = number
         self.doorbell_fd = os.memfd_create("doorbells", os.MFD_CLOEXEC)
-        os.ftruncate(self.doorbell_fd, 4096)
+        os.ftruncate(self.doorbell_fd, 8192)  # doorbells, then the sessions' registers
         self.admin_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.registers = bytearray(0x4000)
         self.maps: dict[int, tuple[int, int, bool]] = {}

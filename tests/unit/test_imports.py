@@ -37,6 +37,7 @@ STEPS_ABOVE = {
     "nand": {"nvme", "ftl", "lookup", "drive", "plane", "dataplane", "port", "controller", "subsystem"},
     "ftl": {"nvme", "lookup", "drive", "plane", "dataplane", "port", "controller", "subsystem"},
     "lookup": {"nvme", "drive", "plane", "dataplane", "port", "controller", "subsystem"},
+    "session": {"nvme", "ftl", "nand", "drive", "plane", "dataplane", "port", "controller", "subsystem"},
     "tunnel": {"nvme", "ftl", "nand", "lookup", "drive", "plane", "dataplane", "port", "controller", "subsystem"},
     "nvme": {"plane", "dataplane", "port"},
     "dataplane": {"plane", "port", "controller"},

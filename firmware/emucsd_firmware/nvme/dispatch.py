@@ -17,6 +17,7 @@ from emucsd_firmware.nvme.io import (
 )
 from emucsd_firmware.nvme.lookups import lookup_read, lookup_send
 from emucsd_firmware.nvme.queues import NAMESPACES, PortState, namespace_at
+from emucsd_firmware.nvme.sessions import rm_read, rm_send, rm_weights
 from emucsd_firmware.nvme.tunnels import tunnel_receive, tunnel_send
 from emucsd_firmware.state import DriveState
 from emucsd_wire import nvme
@@ -31,6 +32,7 @@ _WRITE_ZEROES, _DSM = int(nvme.Io.WRITE_ZEROES), int(nvme.Io.DATASET_MANAGEMENT)
 _VERIFY, _COPY = int(nvme.Io.VERIFY), int(nvme.Io.COPY)
 _SEND, _READ_SUMS = int(nvme.Io.LOOKUP_SEND), int(nvme.Io.LOOKUP_READ)
 _TUNNEL_SEND, _TUNNEL_RECEIVE = int(nvme.Io.TUNNEL_SEND), int(nvme.Io.TUNNEL_RECEIVE)
+_RM_SEND, _RM_READ, _RM_WEIGHTS = int(nvme.Io.RM_SEND), int(nvme.Io.RM_READ), int(nvme.Io.RM_WEIGHTS)
 _FUSE = 3
 
 
@@ -62,7 +64,7 @@ def incoming_bytes(port: PortState, sqe: Sqe) -> int:
     opcode = signed(sqe.opcode)
     if opcode == _WRITE or opcode == _COMPARE:
         return touched_bytes(port, sqe)
-    if opcode == _SEND or opcode == _TUNNEL_SEND:
+    if opcode == _SEND or opcode == _TUNNEL_SEND or opcode == _RM_SEND or opcode == _RM_WEIGHTS:
         return min(signed(sqe.cdw12), nvme.MAX_TRANSFER)
     if opcode == _DSM:
         return 16 * ((signed(sqe.cdw10) & 0xFF) + 1)
@@ -73,7 +75,7 @@ def incoming_bytes(port: PortState, sqe: Sqe) -> int:
 
 @jit_unit
 def execute(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
-    """Run one I/O command. :returns: its status, or PARKED when a lookup or a tunnel completes it later"""
+    """Run one I/O command. :returns: its status, or PARKED when a lookup, a session or a tunnel completes it later"""
     opcode = command.opcode
     if opcode == _TUNNEL_SEND or opcode == _TUNNEL_RECEIVE:
         return _execute_tunnel(drive, port, slot, command, sqe)
@@ -94,6 +96,10 @@ def execute(drive: DriveState, port: PortState, slot: int, command: Command, sqe
         return lookup_send(drive, port, command, sqe)
     if opcode == _READ_SUMS:
         return lookup_read(drive, port, slot, command, sqe)
+    if opcode == _RM_SEND:
+        return rm_send(drive, port, command, sqe)
+    if opcode == _RM_READ:
+        return rm_read(drive, port, slot, command, sqe)
     return _execute_rare(drive, port, slot, command, sqe)
 
 
@@ -110,6 +116,8 @@ def _execute_tunnel(drive: DriveState, port: PortState, slot: int, command: Comm
 @jit
 def _execute_rare(drive: DriveState, port: PortState, slot: int, command: Command, sqe: Sqe) -> int:
     opcode = command.opcode
+    if opcode == _RM_WEIGHTS:
+        return rm_weights(drive, port, command, sqe)
     if opcode == _DSM:
         return dataset_management(drive, port, slot, command, sqe)
     if opcode == _WRITE_ZEROES:

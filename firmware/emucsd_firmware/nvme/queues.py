@@ -18,11 +18,13 @@ from emucsd_firmware.errors import MemoryMapError
 from emucsd_firmware.memory import AddressTable, Memory
 from emucsd_wire.layout import I64, Array, State
 from emucsd_wire.nvme import CLOCK_WORDS_OFFSET, PAGE, Register, Status
+from emucsd_wire.rm import RM_REGISTERS_OFFSET
 from emucsd_wire.words import get_i64, jit, jit_inline, load_u32, pointer, put_i64, signal, store_i64, store_u32
 
 IO_QUEUES = 64  # pairs a port
 QUEUES = IO_QUEUES + 1
 VECTORS = QUEUES
+BAR0_USED = RM_REGISTERS_OFFSET + PAGE  # registers, then the doorbell page, then the sessions' registers
 NAMESPACES = 32  # nsids 1..32
 ERROR_RING = 64
 _UNRECOVERED, _WRITE_FAULT = int(Status.UNRECOVERED_READ), int(Status.WRITE_FAULT)
@@ -279,10 +281,11 @@ class QueueSet:
         self.memory = AddressTable()
         self._shadow_iovas: tuple[int, int] | None = None
         self.doorbell_fd = os.memfd_create(f"emucsd-doorbells-{number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        # the page lies where it lies in BAR0: a client that adds the area's offset to the region's needs no wrap
-        os.ftruncate(self.doorbell_fd, Register.DOORBELLS + PAGE)
-        self._page = mmap.mmap(self.doorbell_fd, PAGE, offset=Register.DOORBELLS)
-        self.doorbells = np.frombuffer(self._page, "<u4")
+        # the pages lie where they lie in BAR0: a client that adds the area's offset to the region's needs no wrap
+        os.ftruncate(self.doorbell_fd, BAR0_USED)
+        self._page = mmap.mmap(self.doorbell_fd, BAR0_USED - Register.DOORBELLS, offset=Register.DOORBELLS)
+        self.doorbells = np.frombuffer(self._page, "<u4", count=PAGE // 4)
+        self.sessions = np.frombuffer(self._page, np.uint8, offset=RM_REGISTERS_OFFSET - Register.DOORBELLS)
         self.words = np.frombuffer(self._page, "<i8", offset=CLOCK_WORDS_OFFSET - Register.DOORBELLS)
         self.words[0] = mode
         self.admin_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
