@@ -41,7 +41,7 @@ Parts of the library have theirs beside them; each is found here by its name as 
 - traces.errors: TraceError, of which TraceFormat (a ValueError) and TraceNeedsTorch
 - rm.errors: RmError, of which ModelError, InputError, SessionClosed and others
 - torch.errors: NoGradient, NotOffloadable
-- placement: PlacementError
+- placement: PlacementError; sharding: ShardLost
 - extents: FileRefused, a file that can't be a table, with a class for each reason
 - mount.errors: MountError, of which MountUnavailable, MountTaken, MountMissing and MountBusy
 - isp.errors: IspError, of which IspUnreachable, IspRefused, IspLost, IspUnavailable and JobFailed
@@ -307,6 +307,7 @@ _PARTS = (
     "extents",
     "traces.errors",
     "placement",
+    "sharding",
     "demo",
     "tunnel.errors",
     "isp.errors",
