@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from emucsd_firmware.mlp import engine
 from emucsd_firmware.mlp.engine import Run, program_at, run_at
-from emucsd_firmware.mlp.graph import Activation, Graph, Interaction, Layer
+from emucsd_firmware.mlp.graph import Graph, Layer
 from emucsd_firmware.mlp.program import ProgramMemory
+from emucsd_wire.rm import Activation, Interaction
 from emucsd_wire.words import jit
 
 F32 = NDArray[np.float32]

@@ -10,8 +10,9 @@ import pytest
 from emucsd_firmware.errors import GraphError
 from emucsd_firmware.mlp import gemm
 from emucsd_firmware.mlp.engine import SLICE
-from emucsd_firmware.mlp.graph import Activation, Graph, Interaction, Layer
+from emucsd_firmware.mlp.graph import Graph, Layer
 from emucsd_firmware.mlp.program import ProgramMemory
+from emucsd_wire.rm import Activation, Interaction
 from emucsd_wire.words import jit
 from tests.unit.mlp_rig import Rig, chain, linear, reference
 

@@ -1,14 +1,12 @@
 """What FPGAs are made of, and what FP32 arithmetic takes of them.
 
-Tags: source = read in public constants of tools for the device; recalled = vendor data, remembered and not checked;
-chosen = ours, with the reason.
+Tags: source = read in public constants of tools for the device; recalled = vendor's figures, remembered and not checked
+against a document; chosen = ours, with the reason.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-BRAM36_BYTES = 4608  # 36 Kbit: 1024 words of 36 bits. FP32 uses it as 1024 x 36, see WORDS_PER_BRAM
+from dataclasses import astuple, dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +18,39 @@ class Resources:
     bram: int = 0  # BRAM36
     dsp: int = 0
 
+    def __add__(self, other: Resources) -> Resources:
+        return Resources(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __mul__(self, count: int) -> Resources:
+        return Resources(*(a * count for a in astuple(self)))
+
+    def within(self, limit: Resources) -> bool:
+        """No more than ``limit`` of anything."""
+        return all(a <= b for a, b in zip(astuple(self), astuple(limit), strict=True))
+
 
 FPGAS = {
     "XCVU9P": Resources(lut=1_182_240, ff=2_364_480, bram=2_160, dsp=6_840),  # source; AWS F1, RM-SSD's prototype
-    "XC7A200T": Resources(lut=134_600, ff=269_200, bram=365, dsp=740),  # recalled: a low-end device (Artix-7)
+    "XC7A200T": Resources(lut=134_600, ff=269_200, bram=365, dsp=740),  # recalled; Artix-7, a low-end device
 }
+
+# Vendor-typical figures of a high-level synthesis tool for pipelined FP32 cores with full use of DSPs: recalled. That
+# such an adder has up to 9 stages (a result 8 cycles later): source, the names of the cores that the tool generates.
+MULTIPLIER = Resources(lut=135, ff=128, dsp=3)
+ADDER = Resources(lut=214, ff=227, dsp=2)
+LAYER = Resources(lut=1_500, ff=2_000)  # chosen: counters, addresses and control of one layer, whatever its kernel
+
+# A BRAM36 has 4.5 KB: 1024 words of 36 bits, of which FP32 uses 32, or 512 of 72: it gives two words a cycle while it
+# takes in others.
+BRAM_WORDS = 1024
+BRAM_PORT_WORDS = 2
+
+
+def brams(words: int, words_a_cycle: int) -> int:
+    """BRAM36 that hold so many FP32 words and give so many of them each cycle."""
+    return max(-(-words // BRAM_WORDS), -(-words_a_cycle // BRAM_PORT_WORDS))
+
+
+def share_of(fpga: str, share: float) -> Resources:
+    """What the engine may take of an FPGA. :raises KeyError: there is no such FPGA"""
+    return Resources(*(int(amount * share) for amount in astuple(FPGAS[fpga])))

@@ -1,39 +1,18 @@
 """The graph that the MLP engine computes: bottom layers, interaction with the embedding sums, top layers.
 
 As facebookresearch/dlrm and DeepRecSys have it: dense features go through the bottom layers; their output and the
-tables' sums are concatenated (CAT) or their pairwise dot products are taken (DOT); the top layers make the result.
+tables' sums are concatenated (CAT) or their pairwise dot products are taken (DOT: behind the bottom's output, the
+strictly lower triangle of T T^T row by row, where T's rows are the bottom's output and the sums in the tables' order;
+dlrm's ``interact_features``, without itself); the top layers make the result.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from itertools import pairwise
 
 from emucsd_firmware.errors import GraphError
-
-MAX_WIDTH = 65_536  # inputs or outputs of a layer, and what an interaction makes
-MAX_LAYERS = 32
-MAX_TABLES = 64
-
-
-class Activation(IntEnum):
-    """What follows a layer's sums."""
-
-    NONE = 0
-    RELU = 1
-    SIGMOID = 2
-
-
-class Interaction(IntEnum):
-    """How the bottom's output and the tables' sums meet.
-
-    CAT: side by side. DOT: the bottom's output, then the strictly lower triangle of T T^T row by row, where T's rows
-    are the bottom's output and the sums in the tables' order (dlrm's ``interact_features``, without itself).
-    """
-
-    CAT = 0
-    DOT = 1
+from emucsd_wire.rm import MAX_LAYERS, MAX_SESSION_TABLES, MAX_WIDTH, Activation, Interaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +50,10 @@ class Graph:
     top: tuple[Layer, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.layers) > MAX_LAYERS or len(self.dims) > MAX_TABLES:
+        if len(self.layers) > MAX_LAYERS or len(self.dims) > MAX_SESSION_TABLES:
             raise GraphError(
-                f"{len(self.layers)} layers and {len(self.dims)} tables: at most {MAX_LAYERS} and {MAX_TABLES}; "
-                "split the model over sessions"
+                f"{len(self.layers)} layers and {len(self.dims)} tables: at most {MAX_LAYERS} and "
+                f"{MAX_SESSION_TABLES}; split the model over sessions"
             )
         widths = [
             self.dense or 1,

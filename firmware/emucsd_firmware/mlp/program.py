@@ -12,7 +12,8 @@ from emucsd_firmware.errors import GraphError
 from emucsd_firmware.mlp import engine
 from emucsd_firmware.mlp.engine import COPY, DENSE, DOT, LINEAR, OUT, ROW, TILE_BYTES, Program, Stage, X, program_at
 from emucsd_firmware.mlp.gemm import PANEL
-from emucsd_firmware.mlp.graph import Graph, Interaction, Layer
+from emucsd_firmware.mlp.graph import Graph, Layer
+from emucsd_wire.rm import Interaction
 from emucsd_wire.words import jit
 
 
