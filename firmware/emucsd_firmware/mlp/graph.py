@@ -14,6 +14,8 @@ from itertools import pairwise
 from emucsd_firmware.errors import GraphError
 from emucsd_wire.rm import MAX_LAYERS, MAX_SESSION_TABLES, MAX_WIDTH, Activation, Interaction
 
+__all__ = ["Activation", "Graph", "Interaction", "Layer"]  # the wire's enums are this module's words as well
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
