@@ -51,8 +51,9 @@ def test_no_parameter_is_inert() -> None:
             costs.send,
             costs.receive,
             costs.gather(10, 128),
-            costs.layers(64, 100_000, 4, 3),
-            costs.layers(1, 1, 400_000, 3),
+            costs.layer(64, 100_000, 4),
+            costs.layer(1, 1, 400_000),
+            costs.operator,
         ]
 
     plain = load_costs()
@@ -67,6 +68,5 @@ def test_sums() -> None:
     assert costs.vector_read == 2 * costs.crossing + costs.seek_call + costs.read_call + costs.page_cache_hit
     assert costs.miss > costs.vector_read
     assert costs.mmio_rows(64) < costs.mmio_rows(65) == costs.mmio_rows(128)
-    assert costs.layers(1, 0, 0, 3) == 3 * costs.operator
-    assert costs.layers(1000, 10**6, 4 * 10**6, 0) == pytest.approx(1000 * 10**6 / (costs.mac_rate * costs.threads))
-    assert costs.layers(1, 10**6, 4 * 10**6, 0) == pytest.approx(4 * 10**6 / costs.weight_bytes_per_ns)
+    assert costs.layer(1000, 10**6, 4 * 10**6) == pytest.approx(1000 * 10**6 / (costs.mac_rate * costs.threads))
+    assert costs.layer(1, 10**6, 4 * 10**6) == pytest.approx(4 * 10**6 / costs.weight_bytes_per_ns)

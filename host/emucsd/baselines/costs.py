@@ -91,13 +91,12 @@ class Costs:
         """Add as many FP32 numbers, on one thread."""
         return elements / self.adds_per_ns
 
-    def layers(self, samples: int, macs: int, weight_bytes: int, operators: int) -> float:
-        """Some layers on a batch: bound by arithmetic or by the weights' way to the cores, and the framework.
+    def layer(self, samples: int, macs: int, weight_bytes: int) -> float:
+        """A layer on a batch, on all threads: bound by arithmetic or by the weights' way to the cores.
 
         :param macs: of one sample
         """
-        arithmetic = samples * macs / (self.mac_rate * self.threads)
-        return max(arithmetic, weight_bytes / self.weight_bytes_per_ns) + operators * self.operator
+        return max(samples * macs / (self.mac_rate * self.threads), weight_bytes / self.weight_bytes_per_ns)
 
 
 @cache

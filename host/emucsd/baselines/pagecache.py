@@ -19,7 +19,7 @@ from emucsd.traces import Bags, sums_in_order
 from emucsd_wire.nvme import Io
 
 PAGE = 4096
-_STAGED = 4096  # pages that one batch of reads brings
+MOST_MISSES = 4096  # pages that one batch brings
 
 Pages = NDArray[np.int64]
 
@@ -38,12 +38,12 @@ class HostLookup:
             raise InvalidArgument(f"rows of {[t.info.row_bytes for t in tables]} bytes; each must divide {PAGE}")
         self.drive, self.tables, self.depth = drive, list(tables), depth
         self.lba_bytes = tables[0].namespace.lba_bytes
-        lbas = [_page_lbas(table) for table in tables]
+        lbas = [page_lbas(table) for table in tables]
         self.first_page = np.cumsum([0, *(len(some) for some in lbas)])
         self.lbas = np.concatenate(lbas)
         self.capacity = max(int(share * len(self.lbas)), 1)
         # the cache, and behind it the pages that a batch brought
-        self.frames = drive.alloc((self.capacity + _STAGED, PAGE))
+        self.frames = drive.alloc((self.capacity + MOST_MISSES, PAGE))
         self.frame_of = np.full(len(self.lbas), -1, np.int64)
         self.page_in = np.full(self.capacity, -1, np.int64)
         self.used = np.zeros(self.capacity, np.int64)
@@ -59,20 +59,21 @@ class HostLookup:
         hottest = hottest[counts[hottest] > 0]
         self._fill(hottest[::-1])
 
-    def follow(self, queries: Sequence[tuple[int, Bags]]) -> None:
-        """Hold what an LRU cache holds after these lookups, in the order in which each table's were made.
+    def follow(self, log: Sequence[Bags]) -> None:
+        """Hold what an LRU cache holds after these lookups.
 
-        :param queries: pieces of the log, oldest first
+        :param log: of each table, one bag a sample; made sample by sample, table by table
         """
-        seen = np.concatenate([self._pages(number, bags.indices) for number, bags in queries])[::-1]
-        pages, places = np.unique(seen, return_index=True)
-        latest = pages[np.argsort(places)][: self.capacity]
-        self._fill(latest[::-1])
+        pages = np.concatenate([self._pages(number, bags.indices) for number, bags in enumerate(log)])
+        samples = np.concatenate([np.repeat(np.arange(bags.count), np.diff(bags.offsets)) for bags in log])
+        newest_first = pages[np.argsort(samples, kind="stable")][::-1]
+        found, places = np.unique(newest_first, return_index=True)
+        self._fill(found[np.argsort(places)][: self.capacity][::-1])
 
     def _fill(self, pages: Pages) -> None:
         """Bring pages into the cache, the last one as the one that was used last."""
-        for at in range(0, len(pages), _STAGED):
-            some = pages[at : at + _STAGED]
+        for at in range(0, len(pages), MOST_MISSES):
+            some = pages[at : at + MOST_MISSES]
             self.turn += 1
             self._read(some, depth=32)
             self._keep(some)
@@ -85,9 +86,9 @@ class HostLookup:
         frames = self.frame_of[wanted]
         self.used[frames[frames >= 0]] = self.turn
         missing = wanted[frames < 0]
-        if len(missing) > _STAGED:
+        if len(missing) > MOST_MISSES:
             raise InvalidArgument(
-                f"a batch misses {len(missing)} pages, at most {_STAGED} are read; ask for fewer bags"
+                f"a batch misses {len(missing)} pages, at most {MOST_MISSES} are read; ask for fewer bags"
             )
         self.hits += len(wanted) - len(missing)
         self.misses += len(missing)
@@ -128,7 +129,7 @@ class HostLookup:
         return sums_in_order(rows, Bags(places, bags.offsets))
 
 
-def _page_lbas(table: Table) -> Pages:
+def page_lbas(table: Table) -> Pages:
     """The first LBA of every page of a table; extents are whole pages."""
     lba_bytes = table.namespace.lba_bytes
     blocks = PAGE // lba_bytes
