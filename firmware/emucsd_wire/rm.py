@@ -201,10 +201,11 @@ class RmInfo(NamedTuple):
     clock_mhz: U32
     ii: U32  # cycles between two uses of an adder tree's output
     in_flight: U32  # batches that were accepted and not read
-    embedding_ns: U64  # times of the three stages for a whole mini-batch; the lookups themselves come before them
+    lookups_ns: U64  # time of a whole mini-batch's lookups, as the kernel search expects it
+    embedding_ns: U64  # times of the three stages for a whole mini-batch; the first goes on beside the lookups
     bottom_ns: U64
     top_ns: U64
-    lut: U64  # used by the kernels, and what the FPGA has
+    lut: U64  # used by the kernels, and what they may take of the FPGA
     lut_total: U64
     ff: U64
     ff_total: U64
@@ -225,7 +226,7 @@ class RmInfo(NamedTuple):
     bottom_busy_ns: U64
     top_busy_ns: U64
     stall_ns: U64  # that the top unit waited for the other two with work to come
-    reserved: Annotated[bytes, Raw(52)]
+    reserved: Annotated[bytes, Raw(44)]
 
 
 class RmLayerInfo(NamedTuple):

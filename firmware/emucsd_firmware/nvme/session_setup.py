@@ -71,17 +71,17 @@ class SessionCommands:
         tables_at = RM_MODEL.size + layers * RM_LAYER.size
         if tables_at + model.tables * RM_TABLE.size != count:
             raise Refused(Status.RM_MODEL, "cdw10")
+        try:
+            made = self.sessions.prepare(
+                controller.number,
+                model,
+                _entries(RM_LAYER, data, RM_MODEL.size, layers),
+                _entries(RM_TABLE, data, tables_at, model.tables),
+            )
+        except SessionRefused as refused:
+            raise Refused(refused.status) from refused
         with controller.drive.plane.paused():
-            try:
-                return self.sessions.open(
-                    controller.number,
-                    model,
-                    _entries(RM_LAYER, data, RM_MODEL.size, layers),
-                    _entries(RM_TABLE, data, tables_at, model.tables),
-                    int(controller.queues.sessions.ctypes.data),
-                )
-            except SessionRefused as refused:
-                raise Refused(refused.status) from refused
+            return self.sessions.open(controller.number, made, int(controller.queues.sessions.ctypes.data))
 
     def close(self, controller: Controller, request: Request) -> None:
         """RM_CLOSE (CCh): batches in flight are dropped, and who waits for one learns that its session is gone."""

@@ -1,11 +1,12 @@
 """The three stages of a session, and when each of them is done: RM-SSD's pipeline of mini-batches.
 
-The units of a session are its own: one that closes the embedding sums (their part of a decomposed first top layer), one
-for the bottom layers, one for the top layers. Each takes mini-batches in the order in which they were sent:
+The units of a session are its own: one that takes the sums as they come (their part of a decomposed first top layer),
+one for the bottom layers, one for the top layers. Each takes mini-batches in the order in which they were sent, and
+their times are the mapping's (``mlp.mapping``):
 
-    embedding' = max(sums there, unit free) + T_e[n]
-    bottom'    = max(dense inputs there, unit free) + T_b[n]
-    out        = max(embedding', bottom', top unit free) + T_t[n]
+    embedding' = max(sums there + tail[n], unit free + embedding[n])
+    bottom'    = max(dense inputs there, unit free) + bottom[n]
+    out        = max(embedding', bottom', top unit free) + top[n]
 
 All of it is reckoned once the sums are there: what is computed, and when, has no influence on it.
 """
@@ -38,9 +39,9 @@ def _reckon(session: Session, batch: Batch) -> bool:
         if mini.pending != 0:
             return False
         samples = min(session.minibatch, batch.samples - batch.timed * session.minibatch)
-        embedding_ns = get_i64(session.embedding_times, samples)
+        embedding_ns, tail_ns = get_i64(session.embedding_times, samples), get_i64(session.tail_times, samples)
         bottom_ns, top_ns = get_i64(session.bottom_times, samples), get_i64(session.top_times, samples)
-        session.embedding_free = max(mini.ready, session.embedding_free) + embedding_ns
+        session.embedding_free = max(mini.ready + tail_ns, session.embedding_free + embedding_ns)
         session.bottom_free = max(batch.arrived, session.bottom_free) + bottom_ns
         start = max(session.embedding_free, session.bottom_free)
         session.stall += max(start - max(session.top_free, batch.arrived), 0)

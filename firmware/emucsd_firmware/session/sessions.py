@@ -11,9 +11,10 @@ from emucsd_firmware.errors import BudgetExceeded, DramExceeded, GraphError
 from emucsd_firmware.lookup.tables import Tables
 from emucsd_firmware.mlp.engine import X
 from emucsd_firmware.mlp.graph import Activation, Graph, Interaction, Layer
+from emucsd_firmware.mlp.mapping import Mapping
 from emucsd_firmware.mlp.program import ProgramMemory
 from emucsd_firmware.profile import Profile
-from emucsd_firmware.session.plan import Plan, plan
+from emucsd_firmware.session.plan import layer_infos, plan
 from emucsd_firmware.session.state import FREE, SessionBuffers, SessionsMemory, anonymous
 from emucsd_wire import rm
 from emucsd_wire.nvme import Status
@@ -23,7 +24,7 @@ MAX_BUFFERS = 1 << 30  # bytes of rows and outputs of all batches in flight
 MAX_LAYER_BYTES = 1 << 32  # RM_WEIGHTS' offset has 32 bits
 _GENERATIONS = 1 << 27  # ids are generation * MAX_SESSIONS + slot, in 32 bits, as the host sees them
 _KNOWN_FLAGS = sum(rm.RmFlag)
-_TIMES = ("embedding", "bottom", "top")
+_STAGES = ("embedding", "bottom", "top")
 
 
 class SessionRefused(Exception):
@@ -35,16 +36,17 @@ class SessionRefused(Exception):
 
 
 class Open(NamedTuple):
-    """What an open session keeps alive, beside its records."""
+    """A session that can be opened, or is: what it keeps alive, beside its records."""
 
     model: rm.RmModel
     graph: Graph
-    plan: Plan
+    mapping: Mapping
     program: ProgramMemory
     bottom: Any  # Program record of the stages that need no sums
     buffers: SessionBuffers
     scratch: Any
-    tables: tuple[int, ...]  # slots, each once
+    slots: tuple[int, ...]  # of its tables
+    means: tuple[bool, ...]
 
 
 class Sessions:
@@ -62,28 +64,26 @@ class Sessions:
 
     # ---- opening ----
 
-    def open(
-        self,
-        port: int,
-        model: rm.RmModel,
-        layers: Sequence[rm.RmLayer],
-        tables: Sequence[rm.RmTable],
-        registers: int,
-    ) -> int:
-        """:param registers: address of the port's RmRegisters[MAX_SESSIONS]
-        :returns: the session's id
-        """
+    def prepare(self, port: int, model: rm.RmModel, layers: Sequence[rm.RmLayer], tables: Sequence[rm.RmTable]) -> Open:
+        """All of opening a session that takes long, and needs nothing of the data plane's."""
         self._check(model, layers, tables)
         slots = [self._table(port, table.handle) for table in tables]
         graph = self._graph(model, layers, slots)
-        free = np.flatnonzero(self.records["id"] == 0)
-        if not len(free):
+        if len(self._open) == rm.MAX_SESSIONS:
             raise SessionRefused(Status.RM_SESSIONS_FULL, f"{rm.MAX_SESSIONS} sessions are open; close one")
-        made = self._make(model, graph, self._plan(model, graph, layers, slots), slots)
-        slot = int(free[0])
-        self._fill(slot, port, made, slots, tables, registers + slot * rm.RM_REGISTERS.size)
+        means = tuple(table.pooling == rm.Pooling.MEAN for table in tables)
+        return self._make(model, graph, self._mapping(model, graph, layers, slots), tuple(slots), means)
+
+    def open(self, port: int, made: Open, registers: int) -> int:
+        """Open a session that was prepared.
+
+        :param registers: address of the port's RmRegisters[MAX_SESSIONS]
+        :returns: its id
+        """
+        slot = int(np.flatnonzero(self.records["id"] == 0)[0])
+        self._fill(slot, port, made, registers + slot * rm.RM_REGISTERS.size)
         self._open[slot] = made
-        for table in made.tables:
+        for table in made.slots:
             self.tables.records[table]["active"] += 1  # it can't be closed, nor its slot be used again
         return int(self.records[slot]["id"])
 
@@ -144,7 +144,7 @@ class Sessions:
             raise SessionRefused(Status.RM_MODEL, reason)
         return graph
 
-    def _plan(self, model: rm.RmModel, graph: Graph, layers: Sequence[rm.RmLayer], slots: Sequence[int]) -> Plan:
+    def _mapping(self, model: rm.RmModel, graph: Graph, layers: Sequence[rm.RmLayer], slots: Sequence[int]) -> Mapping:
         row_bytes = [int(self.tables.records[slot]["row_bytes"]) for slot in slots]
         try:
             made = plan(self.profile, model, graph, layers, row_bytes)
@@ -154,13 +154,15 @@ class Sessions:
             raise SessionRefused(Status.RM_BUDGET, str(problem)) from problem
         except DramExceeded as problem:
             raise SessionRefused(Status.RM_DRAM, str(problem)) from problem
-        others = sum(other.plan.dram for other in self._open.values())
-        if made.dram + others > self.profile.mlp.dram_bytes:
-            reason = f"{made.dram} bytes of weights beside {others} of other sessions; the drive has {made.dram_total}"
+        others = sum(other.mapping.dram_bytes for other in self._open.values())
+        if made.dram_bytes + others > made.dram_total:
+            reason = f"{made.dram_bytes} bytes of weights beside {others} of others; the drive has {made.dram_total}"
             raise SessionRefused(Status.RM_DRAM, reason)
         return made
 
-    def _make(self, model: rm.RmModel, graph: Graph, made: Plan, slots: Sequence[int]) -> Open:
+    def _make(
+        self, model: rm.RmModel, graph: Graph, mapped: Mapping, slots: tuple[int, ...], means: tuple[bool, ...]
+    ) -> Open:
         depth = model.depth if model.flags & rm.RmFlag.PIPELINE else 1
         buffers = depth * model.samples * 4 * (graph.width + graph.outputs)
         if buffers > MAX_BUFFERS:
@@ -176,23 +178,21 @@ class Sessions:
         bottom = program.record.copy()
         # stages that put something into X, and then those that take from it
         bottom["count"] = int(np.flatnonzero(program.stages["source"] == X)[0])
-        return Open(model, graph, made, program, bottom, memory, scratch, tuple(dict.fromkeys(slots)))
+        return Open(model, graph, mapped, program, bottom, memory, scratch, slots, means)
 
-    def _fill(
-        self, slot: int, port: int, made: Open, slots: Sequence[int], tables: Sequence[rm.RmTable], registers: int
-    ) -> None:
-        record, model = self.records[slot], made.model
+    def _fill(self, slot: int, port: int, made: Open, registers: int) -> None:
+        record, model, count = self.records[slot], made.model, len(made.slots)
         generation = int(record["generation"]) % (_GENERATIONS - 1) + 1
         values: dict[str, int] = {
             "id": generation * rm.MAX_SESSIONS + slot,
             "generation": generation,
             "port": port,
-            "tables": len(slots),
+            "tables": count,
             "grain": int(bool(model.flags & rm.RmFlag.PAGE_GRAIN)),
             "dense": model.dense,
             "samples": model.samples,
             "depth": made.buffers.depth,
-            "minibatch": made.plan.minibatch,
+            "minibatch": made.mapping.minibatch,
             "out": made.graph.outputs,
             "stride": made.program.x_stride,
             "group": min(GROUP, model.samples),
@@ -204,12 +204,12 @@ class Sessions:
         self.records[slot] = np.zeros((), self.records.dtype)
         for name, value in values.items():
             record[name] = value
-        for name in _TIMES:
-            record[f"{name}_times"] = getattr(made.plan, name).ctypes.data
+        for name in (*_STAGES, "tail"):
+            record[f"{name}_times"] = getattr(made.mapping, f"{name}_ns").ctypes.data
         record["run"]["scratch"] = made.scratch.ctypes.data
-        record["slots"][: len(slots)] = slots
-        record["columns"][: len(slots)] = [made.program.column(n) for n in range(len(slots))]
-        record["means"][: len(slots)] = [table.pooling == rm.Pooling.MEAN for table in tables]
+        record["slots"][:count] = made.slots
+        record["columns"][:count] = [made.program.column(table) for table in range(count)]
+        record["means"][:count] = made.means
         made.buffers.fill(self.memory.batches[slot * rm.MAX_DEPTH : (slot + 1) * rm.MAX_DEPTH])
         cell = np.zeros(1, rm.RM_REGISTERS.dtype)
         cell["session"] = record["id"]
@@ -234,13 +234,13 @@ class Sessions:
         return [
             slot
             for slot, made in self._open.items()
-            if port in (None, int(self.records[slot]["port"])) and any(nsids[table] == nsid for table in made.tables)
+            if port in (None, int(self.records[slot]["port"])) and any(nsids[table] == nsid for table in made.slots)
         ]
 
     def forget(self, slot: int) -> None:
         """Let go of a session's memory and tables. Its batches must have been ended in the data plane's records."""
         made = self._open.pop(slot)
-        for table in made.tables:
+        for table in made.slots:
             self.tables.records[table]["active"] -= 1
 
     # ---- what is told ----
@@ -249,7 +249,8 @@ class Sessions:
         """RM_INFO's data."""
         slot = self.slot(port, session)
         made, record = self._open[slot], self.records[slot]
-        model, mapped, whole = made.model, made.plan, made.plan.minibatch
+        model, mapped = made.model, made.mapping
+        stages, used, total = mapped.stage_ns, mapped.resources, mapped.budget
         data = rm.RM_INFO.pack(
             rm.RmInfo(
                 version=rm.RM_VERSION,
@@ -259,30 +260,31 @@ class Sessions:
                 top=model.top,
                 depth=int(record["depth"]),
                 tables=model.tables,
-                budget=int(rm.Budget[mapped.fpga]) if mapped.fpga else 0,
+                budget=int(rm.Budget[mapped.fpga]),
                 dense=model.dense,
                 out=made.graph.outputs,
                 samples=model.samples,
                 layers=len(mapped.layers),
-                minibatch=whole,
+                minibatch=mapped.minibatch,
                 clock_mhz=mapped.clock_mhz,
                 ii=mapped.ii,
                 in_flight=self._in_flight(slot),
-                embedding_ns=int(mapped.embedding[whole]),
-                bottom_ns=int(mapped.bottom[whole]),
-                top_ns=int(mapped.top[whole]),
-                lut=mapped.used.lut,
-                lut_total=mapped.total.lut,
-                ff=mapped.used.ff,
-                ff_total=mapped.total.ff,
-                bram=mapped.used.bram,
-                bram_total=mapped.total.bram,
-                dsp=mapped.used.dsp,
-                dsp_total=mapped.total.dsp,
-                dram=mapped.dram,
+                lookups_ns=stages["lookups"],
+                embedding_ns=stages["embedding"],
+                bottom_ns=stages["bottom"],
+                top_ns=stages["top"],
+                lut=used.lut,
+                lut_total=total.lut,
+                ff=used.ff,
+                ff_total=total.ff,
+                bram=used.bram,
+                bram_total=total.bram,
+                dsp=used.dsp,
+                dsp_total=total.dsp,
+                dram=mapped.dram_bytes,
                 dram_total=mapped.dram_total,
-                dram_traffic=mapped.traffic,
-                weights=made.graph.weight_bytes,
+                dram_traffic=mapped.dram_traffic,
+                weights=mapped.weight_bytes,
                 accepted=int(record["accepted"]),
                 ready=int(record["ended"]),
                 failed=int(record["failed"]),
@@ -292,10 +294,10 @@ class Sessions:
                 bottom_busy_ns=int(record["bottom_busy"]),
                 top_busy_ns=int(record["top_busy"]),
                 stall_ns=int(record["stall"]),
-                reserved=bytes(52),
+                reserved=bytes(44),
             )
         )
-        return (data + b"".join(map(rm.RM_LAYER_INFO.pack, mapped.layers))).ljust(rm.RM_INFO_BYTES, b"\0")
+        return (data + b"".join(map(rm.RM_LAYER_INFO.pack, layer_infos(mapped)))).ljust(rm.RM_INFO_BYTES, b"\0")
 
     def _in_flight(self, slot: int) -> int:
         states = self.memory.batches["state"][slot * rm.MAX_DEPTH : (slot + 1) * rm.MAX_DEPTH]
@@ -305,7 +307,7 @@ class Sessions:
         for slot in sorted(self._open):
             record = self.records[slot]
             names = ("accepted", "ended", "failed", "inferred", "lookups")
-            busy = {name: int(record[f"{name}_busy"]) for name in _TIMES}
+            busy = {name: int(record[f"{name}_busy"]) for name in _STAGES}
             yield {
                 "id": int(record["id"]),
                 "port": int(record["port"]),

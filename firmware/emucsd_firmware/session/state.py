@@ -98,6 +98,7 @@ class Session(State):
     batch: I64  # number of the batch that it is of
     chunk: I64  # samples of it
     embedding_times: I64  # address of int64[minibatch + 1]: a stage's ns for so many samples
+    tail_times: I64  # and what of the embedding stage's is left when the last sums are there
     bottom_times: I64
     top_times: I64
     embedding_free: I64  # when the stage's unit takes its next mini-batch
