@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emucsd.baselines.costs import load_costs
+from emucsd.baselines.host import mlp_ns
 from emucsd.errors import EmucsdError, InvalidArgument
 from emucsd.rm.inputs import SparseLike, checked
 from emucsd.rm.model import Layer, Model
@@ -110,9 +111,7 @@ class ShardedSession:
             cut = np.split(found, np.cumsum(widths)[:-1], axis=1)
             sums |= dict(zip(self.tables.on[number], cut, strict=True))
         if self.fleet.virtual:
-            layers = len(self.model.layers)
-            cost = load_costs().layers(ticket.samples, self.model.macs, self.model.parameter_bytes, layers + 1)
-            self.fleet.think(round(cost))
+            self.fleet.think(round(sum(mlp_ns(load_costs(), self.model, ticket.samples))))
         bottom, layers_of = len(self.model.bottom), self._weights.layers
         lowest = np.zeros((ticket.samples, 0), np.float32) if ticket.dense is None else ticket.dense
         joined = interact(
