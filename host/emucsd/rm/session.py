@@ -41,6 +41,7 @@ Floats = NDArray[np.float32]
 Fpga = Literal["profile", "XCVU9P", "XC7A200T"]
 
 _CLOSING_SECONDS = 5.0
+_BUFFERS = 1 << 28  # bytes for the rows and outputs of the batches in flight; the drive takes four times as many
 
 
 class Ticket:
@@ -152,7 +153,8 @@ class Session:
         if samples < 1:
             raise ModelError(f"{model.name}: {width} outputs a sample; a command carries {most // 4}")
         writer = Writer(model, Limits(most, samples), dense=model.dense if mlp else 0)
-        limits = Limits(most, max(1, min(samples, 2 * writer.most_samples(model.lookups))))
+        buffered = _BUFFERS // (4 * depth * (model.interaction_width + width))  # rows and outputs in the drive
+        limits = Limits(most, max(1, min(samples, buffered, 2 * writer.most_samples(model.lookups))))
         writer = Writer(model, limits, dense=model.dense if mlp else 0)
         number = open_session(drive, model, tables, flags, depth, limits.samples, fpga)
         try:
