@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from emucsd.cli.command import Command, Option, Result, Settings
-from emucsd.cli.units import count, seconds, show_count, show_time
+from emucsd.cli.units import count, seconds, show_count, show_time, size
 from emucsd.tunnel.network import DEFAULT_MTU
 
 
@@ -60,6 +60,13 @@ FIGURES = {
     "resident_gb": ("its resident memory", _gb),
     "vectors_per_s": ("vectors summed in the drive a wall second, bags of 80, every vector timed", _rate),
     "torch_ratio": ("the same against torch.nn.EmbeddingBag, one thread, table in memory", _plain),
+    "rmc1_inferences_per_s": ("RMC1 inferred in the drive, batch 64, everything timed", _rate),
+    "rmc1_torch_ratio": ("the same against PyTorch, one thread, tables in memory", _plain),
+    "rmc2_inferences_per_s": ("RMC2", _rate),
+    "rmc2_torch_ratio": ("the same against PyTorch", _plain),
+    "rmc3_inferences_per_s": ("RMC3", _rate),
+    "rmc3_torch_ratio": ("the same against PyTorch", _plain),
+    "worst_difference": ("largest relative difference of an answer from NumPy's", _plain),
     "qd32_ratio": (
         "fio in a guest, random 4 KiB reads, queue depth 32: against QEMU's NVMe device, RAM-backed",
         _plain,
@@ -108,6 +115,18 @@ def run_lookup(settings: Settings) -> Result:
     )
 
 
+def run_rm(settings: Settings) -> Result:
+    from emucsd.bench.rm import BATCHES, MODELS, run_rm_bench
+
+    return run_rm_bench(
+        seconds=settings.time,
+        models=settings.model or MODELS,
+        batches=settings.batch or BATCHES,
+        table_bytes=settings.tables,
+        profile=settings.profile,
+    )
+
+
 def run_mount(settings: Settings) -> Result:
     from emucsd.bench.mount import run_mount_bench
 
@@ -149,6 +168,16 @@ COMMAND = Command(
                          Option("--length", "ids a bag", 80, count),
                          Option("--profile", "of the drive", "rmssd")),
                 examples=("emucsd bench lookup", "emucsd bench lookup --rows 1M --json")),
+        Command("rm", "whole models inferred in the drive against PyTorch in memory", run_rm, show,
+                options=(Option("--time", "how long each side is measured, a batch size", 2.0, seconds,
+                                metavar="SECONDS"),
+                         Option("--model", "only this one; repeatable (default: all)", None,
+                                choices=("rmc1", "rmc2", "rmc3"), many=True),
+                         Option("--batch", "samples a batch; repeatable (default: 1, 16, 64; figures: the largest's)",
+                                None, count, many=True),
+                         Option("--tables", "size of a model's tables; each is in memory twice", 512 << 20, size),
+                         Option("--profile", "of the drive", "rmssd")),
+                examples=("emucsd bench rm", "emucsd bench rm --model rmc1 --tables 64MiB --json")),
         Command("tunnel", "TCP/IP through a drive: both ends on this machine, in network namespaces", run_tunnel, show,
                 options=(Option("--time", "how long each direction is measured", 3.0, seconds, metavar="SECONDS"),
                          Option("--mtu", "of the tunnel's network", DEFAULT_MTU, count),
