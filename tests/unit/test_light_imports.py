@@ -27,7 +27,20 @@ NO_NUMPY = ("numpy", *COMPILED)
 
 WIRE = ("layout", "vendor", "nvme", "identify", "logs", "features", "registers", "paths", "vfio_user")
 LINUX = ("ioctl", "uring", "nodes", "blocks")
-NUMPY = ("drive", "table", "tablefile", "volume", "traces", "admin", "namespace", "linux.attachment", "linux.queue")
+NUMPY = (
+    "drive",
+    "table",
+    "tablefile",
+    "volume",
+    "traces",
+    "admin",
+    "namespace",
+    "linux.attachment",
+    "linux.queue",
+    "rm.session",
+    "rm.model",
+    "rm.calls",
+)
 
 
 def load(modules: list[str], blocked: tuple[str, ...]) -> None:
