@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from emucsd_wire.words import get_i64, jit, put_i64
+
 CALLEE = """
 from emucsd_wire.compiled import jit_unit
 from emucsd_wire.layout import I64, State
@@ -71,3 +75,30 @@ def test_cached_callers_find_their_units(tmp_path: Path) -> None:
     """A caller gives the same answer just compiled and from the cache, however it names its unit."""
     for which, answer in (("by_name", "21 14"), ("by_module", "28 14"), ("through", "28 14")):
         assert [run(tmp_path, which) for _ in range(2)] == [answer, answer], which
+
+
+@jit
+def _pairs_and_one(target: int, stride: int, count: int, source: int, length: int) -> None:
+    row = 0
+    while row + 2 <= count:
+        put_i64(target + row * stride, 0, 1)
+        put_i64(target + row * stride + stride, 0, 1)
+        row += 2
+    if row < count:
+        at, total = target + row * stride, 0
+        for index in range(length):
+            total += get_i64(source, index)
+        put_i64(at, 0, total)
+
+
+@jit
+def _just_one(target: int, stride: int, count: int, source: int, length: int) -> None:
+    if count == 1:
+        _pairs_and_one(target, stride, count, source, length)
+
+
+def test_no_store_is_dropped() -> None:
+    """A store to ``base + offset`` is done also where a caller lets LLVM see that the offset is 0."""
+    target, source = np.zeros(1, np.int64), np.arange(9)
+    _just_one(target.ctypes.data, 8, 1, source.ctypes.data, 9)
+    assert target[0] == 36
