@@ -29,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # LLVM's code generator moves address arithmetic next to its use, as pointer plus offset, and takes any of an address's
 # summands for the pointer. Numba hands what has been through it to callers, and optimises it again there: where such a
-# summand is 0 (a row's offset, say), the access is one to a null pointer for LLVM, and is dropped. Sums of integers then.
+# summand is 0 (a row's offset, say), LLVM sees an access to a null pointer, and drops it. So: sums of integers.
 llvm.set_option("emucsd", "-addr-sink-using-gep=0")
 
 _records: dict[type, Any] = {}
