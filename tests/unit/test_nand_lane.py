@@ -8,8 +8,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emucsd_firmware.nand import timing
-from emucsd_firmware.nand.model import NandModel
+from emucsd_firmware.nand import lane, timing
+from emucsd_firmware.nand.model import QUEUES, NandModel
+from emucsd_firmware.nand.state import Due, Leave, Queue
 from emucsd_firmware.nand.timing import BACKGROUND, BLOCK, ERASE, LOOKUP, NEVER, PROGRAM, READ
 from emucsd_firmware.profile import Profile
 from tests.unit.nand_flash import small
@@ -44,7 +45,8 @@ class Pair:
         self.both(timing.next_event)
         self.both(timing.room)
         while (job := self.both(timing.pop_done)) >= 0:
-            self.both(timing.job_finish, job)
+            finish = self.both(timing.job_finish, job)
+            assert all(model.jobs["soonest"][job] <= finish for model in self.models)
             self.free.append(job)
         seen, wanted = (model.jobs[["pending", "finish"]].tolist() for model in self.models)
         assert seen == wanted
@@ -146,3 +148,10 @@ def test_lanes_are_for_plain_flash() -> None:
     for extra in ({"cache_read": True}, {"multi_plane": True}, {"suspend": True}, {"command_ns": 5}):
         assert NandModel(small(None, **extra), 1).record["lanes"] == 0
     assert NandModel(small(), 1).record["lanes"] == 1
+
+
+def test_lane_records() -> None:
+    """A lane's rings count positions in bytes, and name a die by where its queues are."""
+    assert (Due.dtype.itemsize, Leave.dtype.itemsize) == (lane.ENTRY, lane.ENTRY)
+    assert Queue.dtype.itemsize == lane.QUEUE
+    assert QUEUES * lane.QUEUE == 1 << lane.DIE_SHIFT

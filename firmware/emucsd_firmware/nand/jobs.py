@@ -6,8 +6,8 @@ The list is in order of (finish, job), whatever order the channels ended them in
 
 from __future__ import annotations
 
-from emucsd_firmware.nand.state import NEVER, Job, Nand, job_at, op_at
-from emucsd_wire.words import jit, jit_inline
+from emucsd_firmware.nand.state import Job, Nand, job_at, op_at
+from emucsd_wire.words import jit, jit_inline, jit_unit
 
 
 @jit_inline
@@ -16,6 +16,7 @@ def open_job(nand: Nand, job: int) -> None:
     record = job_at(nand.jobs, job)
     record.pending = 1
     record.finish = 0
+    record.soonest = 0
     record.error = 0
 
 
@@ -28,14 +29,29 @@ def close_job(nand: Nand, job: int, now: int) -> int:
         record.finish = now
     if record.pending == 0:
         return record.finish
-    nand.closed += 1
-    first = nand.closed_first
-    record.before = -1
-    record.next = first
-    if first >= 0:
-        job_at(nand.jobs, first).before = job
-    nand.closed_first = job
+    _closed(nand, job, record)
     return -1
+
+
+@jit
+def _closed(nand: Nand, number: int, job: Job) -> None:
+    """Put a job into the list of closed ones, by ``soonest``. Later ones mostly end later: the search starts there."""
+    nand.closed += 1
+    jobs, soonest = nand.jobs, job.soonest
+    before, after = -1, nand.closed_first
+    if soonest > 0:
+        before, after = nand.closed_last, -1
+        while before >= 0 and job_at(jobs, before).soonest > soonest:
+            before, after = job_at(jobs, before).before, before
+    job.before, job.next = before, after
+    if before < 0:
+        nand.closed_first = number
+    else:
+        job_at(jobs, before).next = number
+    if after < 0:
+        nand.closed_last = number
+    else:
+        job_at(jobs, after).before = number
 
 
 @jit_inline
@@ -46,19 +62,16 @@ def _no_longer_closed(nand: Nand, job: Job) -> None:
         nand.closed_first = after
     else:
         job_at(nand.jobs, before).next = after
-    if after >= 0:
+    if after < 0:
+        nand.closed_last = before
+    else:
         job_at(nand.jobs, after).before = before
 
 
 @jit_inline
-def fewest_pending(nand: Nand, enough: int) -> int:
-    """The fewest operations that any closed job waits for; it stops to look at one with at most ``enough``."""
-    fewest, number = NEVER, nand.closed_first
-    while number >= 0 and fewest > enough:
-        job = job_at(nand.jobs, number)
-        fewest = min(fewest, job.pending)
-        number = job.next
-    return fewest
+def soonest_end(nand: Nand) -> int:
+    """A time before which no closed job ends by flash operations. There are closed jobs."""
+    return job_at(nand.jobs, nand.closed_first).soonest
 
 
 @jit_inline
@@ -90,7 +103,7 @@ def _later(nand: Nand, number: int, job: int, finish: int) -> bool:
     return other.finish > finish or (other.finish == finish and number > job)
 
 
-@jit
+@jit_unit
 def end_job(nand: Nand, number: int) -> None:
     """Put a job into the done list. Channels end jobs in ascending order each: the search starts at the last one."""
     job = job_at(nand.jobs, number)

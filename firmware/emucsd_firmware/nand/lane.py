@@ -28,7 +28,6 @@ from emucsd_firmware.nand.state import (
     Die,
     Nand,
     Op,
-    Queue,
     channel_at,
     die_at,
     due_at,
@@ -39,20 +38,24 @@ from emucsd_firmware.nand.state import (
 )
 from emucsd_wire.words import get_i64, jit, jit_inline, jit_unit, put_i64
 
+ENTRY = 16  # bytes of an entry of a ring, Due or Leave; positions and their mask are in bytes
+QUEUE = 64  # bytes of a Queue
+DIE_SHIFT = 8  # Due.die is the offset of a die's queues in their table: QUEUE << 2 for each die
+ARRIVAL = 1  # and this, when an operation arrives at an idle die
+
 
 @jit_inline
-def _place(nand: Nand, channel: Channel, first: int, beyond: int, time: int, code: int) -> None:
+def _place(dues: int, mask: int, first: int, beyond: int, time: int, code: int) -> None:
     """Put an event where it belongs among those at positions ``first`` to ``beyond``. It mostly is the last."""
-    dues, mask = channel.dues, nand.ring_mask
     while beyond != first:
-        other = due_at(dues, (beyond - 1) & mask)
+        other = due_at(dues + ((beyond - ENTRY) & mask), 0)
         if other.time < time or (other.time == time and other.die < code):
             break
-        moved = due_at(dues, beyond & mask)
+        moved = due_at(dues + (beyond & mask), 0)
         moved.time = other.time
         moved.die = other.die
-        beyond -= 1
-    due = due_at(dues, beyond & mask)
+        beyond -= ENTRY
+    due = due_at(dues + (beyond & mask), 0)
     due.time = time
     due.die = code
 
@@ -61,14 +64,14 @@ def _place(nand: Nand, channel: Channel, first: int, beyond: int, time: int, cod
 
 
 @jit
-def _rouse(nand: Nand, channel: Channel, die: Die, number: int, op: Op) -> None:
+def _rouse(nand: Nand, channel: Channel, die: Die, number: int, op: Op, freed: int) -> None:
     """The first read in a die's queue: the array takes it when the register is empty, or when it arrives."""
-    time, code = op.arrival, 2 * number
-    if channel.now < die.freed and time <= die.freed:
-        time, code = die.freed + op.array_ns, 2 * number + 1
+    time, code = op.arrival, (number << DIE_SHIFT) + ARRIVAL
+    if channel.now < freed and time <= freed:
+        time, code = freed + op.array_ns, number << DIE_SHIFT
     beyond = channel.due_beyond
-    _place(nand, channel, channel.due_first, beyond, time, code)
-    channel.due_beyond = beyond + 1
+    _place(channel.dues, nand.ring_mask, channel.due_first, beyond, time, code)
+    channel.due_beyond = beyond + ENTRY
     if time < get_i64(nand.nexts, die.channel):
         put_i64(nand.nexts, die.channel, time)
         nand.next = min(nand.next, time)
@@ -94,9 +97,10 @@ def join(nand: Nand, now: int, array_ns: int, ppn: int, nbytes: int, job: int) -
     op = op_at(nand.ops, index)
     nand.free = op.next
     nand.room -= 1
+    bus_ns = (nbytes * nand.transfer_ns + 4095) >> 12
     op.arrival = arrival
     op.array_ns = array_ns
-    op.bus_ns = (nbytes * nand.transfer_ns + 4095) >> 12
+    op.bus_ns = bus_ns
     op.job = job
     op.next = -1
     op.die = number
@@ -105,15 +109,20 @@ def join(nand: Nand, now: int, array_ns: int, ppn: int, nbytes: int, job: int) -
     op.traffic = LOOKUP
     op.plane = 0
     op.leaving = 0
+    freed = die.freed
+    end = max(freed, arrival) + array_ns + bus_ns
+    die.freed = end
     if job >= 0:
-        job_at(nand.jobs, job).pending += 1
+        record = job_at(nand.jobs, job)
+        record.pending += 1
+        record.soonest = max(record.soonest, end)
     queue.nbytes += nbytes
     queue.tail = index
     if tail >= 0:
         op_at(nand.ops, tail).next = index
     else:
         queue.head = index
-        _rouse(nand, channel, die, number, op)
+        _rouse(nand, channel, die, number, op, freed)
     return True
 
 
@@ -121,138 +130,102 @@ def join(nand: Nand, now: int, array_ns: int, ppn: int, nbytes: int, job: int) -
 
 
 @jit_inline
-def _end(nand: Nand, index: int, free: int, now: int) -> None:
+def _end(nand: Nand, jobs: int, op: Op, now: int) -> None:
     """A transfer has ended: as ``jobs.end_operation``, but that whoever calls keeps the list of free operations."""
-    op = op_at(nand.ops, index)
     number = op.job
-    op.next = free
     if number >= 0:
-        job = job_at(nand.jobs, number)
+        job = job_at(jobs, number)
         pending = job.pending - 1
         job.pending = pending
-        if now > job.finish:
-            job.finish = now
+        job.finish = max(job.finish, now)
         if pending == 0:
             end_job(nand, number)
 
 
 @jit_inline
-def _read_ends(nand: Nand, channel: Channel, queue: Queue, op: Op, now: int) -> int:
-    """The array has read. The page leaves when those before it have. :returns: the end of its transfer"""
-    array_ns, bus_ns = op.array_ns, op.bus_ns
-    queue.busy_ns += array_ns
-    queue.wait_ns += now - array_ns - op.arrival
-    queue.reads += 1
-    channel.busy_ns += bus_ns
-    return max(now, channel.bus_end) + bus_ns
+def _transfers_end(nand: Nand, channel: Channel, until: int) -> None:
+    """What was on its way out, as far as it has left by then."""
+    leaves, mask = channel.leaves, nand.ring_mask
+    first, beyond, free = channel.leave_first, channel.leave_beyond, nand.free
+    while first != beyond and leave_at(leaves + (first & mask), 0).time <= until:
+        leave = leave_at(leaves + (first & mask), 0)
+        first += ENTRY
+        channel.now = leave.time
+        op = op_at(nand.ops, leave.op)
+        op.next = free
+        free = leave.op
+        nand.room += 1
+        _end(nand, nand.jobs, op, leave.time)
+    channel.leave_first = first
+    nand.free = free
 
 
 @jit_unit
 def run_lane(nand: Nand, channel: Channel, until: int) -> int:
     """Run a lane's events up to and including a time. :returns: when the next one is, or NEVER"""
+    if channel.leave_first != channel.leave_beyond:
+        _transfers_end(nand, channel, until)
+    ops, jobs, queues = nand.ops, nand.jobs, nand.queues + LOOKUP * QUEUE
     dues, leaves, mask = channel.dues, channel.leaves, nand.ring_mask
     latest, free, ended = channel.now, nand.free, 0
-    out, beyond = channel.leave_first, channel.leave_beyond
-    while out != beyond and leave_at(leaves, out & mask).time <= until:
-        leave = leave_at(leaves, out & mask)
-        latest, index = leave.time, leave.op
-        _end(nand, index, free, latest)
-        free = index
-        ended += 1
-        out += 1
-    first, last = channel.due_first, channel.due_beyond
-    while first != last and due_at(dues, first & mask).time <= until:
-        due = due_at(dues, first & mask)
+    bus_end, busy_ns = channel.bus_end, channel.busy_ns
+    first, beyond = channel.due_first, channel.due_beyond
+    while first != beyond and due_at(dues + (first & mask), 0).time <= until:
+        due = due_at(dues + (first & mask), 0)
         now, code = due.time, due.die
-        first += 1
-        latest = max(latest, now)
-        queue = queue_at(nand.queues, (code >> 1) * 4 + LOOKUP)
-        index = queue.head
-        op = op_at(nand.ops, index)
-        if code & 1 == 0:
-            _place(nand, channel, first, last, now + op.array_ns, code + 1)
-            last += 1
+        first += ENTRY
+        if code & ARRIVAL != 0:
+            latest = max(latest, now)
+            code -= ARRIVAL
+            time = now + op_at(ops, queue_at(queues + code, 0).head).array_ns
+            _place(dues, mask, first, beyond, time, code)
+            beyond += ENTRY
             continue
-        end = _read_ends(nand, channel, queue, op, now)
-        channel.bus_end = end
+        queue = queue_at(queues + code, 0)
+        index = queue.head
+        op = op_at(ops, index)
+        array_ns, bus_ns = op.array_ns, op.bus_ns
+        queue.busy_ns += array_ns
+        queue.wait_ns += now - array_ns - op.arrival
+        queue.reads += 1
+        busy_ns += bus_ns
+        if bus_end > now:
+            die_at(nand.dies, code >> DIE_SHIFT).freed += bus_end - now
+            bus_end += bus_ns
+        else:
+            bus_end = now + bus_ns
         following = op.next
         queue.head = following
         if following >= 0:
-            op = op_at(nand.ops, following)
-            arrival = op.arrival
-            if arrival <= end:
-                _place(nand, channel, first, last, end + op.array_ns, code)
-            else:
-                _place(nand, channel, first, last, arrival, code - 1)
-            last += 1
+            other = op_at(ops, following)
+            time = bus_end + other.array_ns
+            if other.arrival > bus_end:
+                time, code = other.arrival, code + ARRIVAL
+            _place(dues, mask, first, beyond, time, code)
+            beyond += ENTRY
         else:
             queue.tail = -1
-            die_at(nand.dies, code >> 1).freed = end
-        if end <= until:
-            _end(nand, index, free, end)
+        if bus_end <= until:
+            op.next = free
             free = index
             ended += 1
-            latest = end
+            latest = bus_end
+            _end(nand, jobs, op, bus_end)
         else:
-            leave = leave_at(leaves, beyond & mask)
-            leave.time = end
+            latest = max(latest, now)
+            leave = leave_at(leaves + (channel.leave_beyond & mask), 0)
+            leave.time = bus_end
             leave.op = index
-            leave.die = code >> 1
-            beyond += 1
+            channel.leave_beyond += ENTRY
     channel.now = latest
-    channel.due_first, channel.due_beyond = first, last
-    channel.leave_first, channel.leave_beyond = out, beyond
+    channel.due_first, channel.due_beyond = first, beyond
+    channel.bus_end, channel.busy_ns = bus_end, busy_ns
     nand.free = free
     nand.room += ended
-    soonest = due_at(dues, first & mask).time if first != last else NEVER
-    if out != beyond:
-        soonest = min(soonest, leave_at(leaves, out & mask).time)
+    soonest = due_at(dues + (first & mask), 0).time if first != beyond else NEVER
+    if channel.leave_first != channel.leave_beyond:
+        soonest = min(soonest, leave_at(leaves + (channel.leave_first & mask), 0).time)
     return soonest
-
-
-@jit
-def lane_quiet(nand: Nand, until: int) -> bool:
-    """Whether all channels with anything to do are lanes, and no job ends if they run up to a time.
-
-    :param until: less than an array's time from now: of each die at most two reads can end, both of them known
-    """
-    quiet = True
-    for index in range(nand.channel_count):
-        if get_i64(nand.nexts, index) <= until:
-            channel = channel_at(nand.channels, index)
-            if channel.lane == 0:
-                return False
-    for index in range(nand.channel_count):
-        if get_i64(nand.nexts, index) <= until:
-            quiet &= _count_off(nand, channel_at(nand.channels, index), until, -1)
-    for index in range(nand.channel_count):
-        if get_i64(nand.nexts, index) <= until:
-            _count_off(nand, channel_at(nand.channels, index), until, 1)
-    return quiet
-
-
-@jit_inline
-def _count_off(nand: Nand, channel: Channel, until: int, step: int) -> bool:
-    """Add ``step`` to what the jobs wait for, for each read that may end by then. :returns: all still wait"""
-    dues, leaves, mask = channel.dues, channel.leaves, nand.ring_mask
-    quiet, position = 1, channel.leave_first
-    while position != channel.leave_beyond and leave_at(leaves, position & mask).time <= until:
-        number = op_at(nand.ops, leave_at(leaves, position & mask).op).job
-        position += 1
-        if number >= 0:
-            job = job_at(nand.jobs, number)
-            job.pending += step
-            quiet &= job.pending != 0
-    position = channel.due_first
-    while position != channel.due_beyond and due_at(dues, position & mask).time <= until:
-        queue = queue_at(nand.queues, (due_at(dues, position & mask).die >> 1) * 4 + LOOKUP)
-        number = op_at(nand.ops, queue.head).job
-        position += 1
-        if number >= 0:
-            job = job_at(nand.jobs, number)
-            job.pending += step
-            quiet &= job.pending != 0
-    return quiet != 0
 
 
 # ---- from the general model and back ----
@@ -275,16 +248,16 @@ def close_lane(nand: Nand, channel: Channel, index: int) -> None:
     """Put the channel into the state that the general model would be in: what was foreseen has not happened yet."""
     dues, leaves, mask = channel.dues, channel.leaves, nand.ring_mask
     channel.lane = 0
-    for position in range(channel.leave_first, channel.leave_beyond):
-        leave = leave_at(leaves, position & mask)
+    for position in range(channel.leave_first, channel.leave_beyond, ENTRY):
+        leave = leave_at(leaves + (position & mask), 0)
         _leaving(nand, channel, leave.op, leave.time, position == channel.leave_first)
     if channel.leave_first == channel.leave_beyond:
         channel.bus_end = NEVER
     channel.leave_first = channel.leave_beyond
-    for position in range(channel.due_first, channel.due_beyond):
-        due = due_at(dues, position & mask)
-        number = due.die >> 1
-        _standing(nand, channel, die_at(nand.dies, number), number, due.time, due.die & 1)
+    for position in range(channel.due_first, channel.due_beyond, ENTRY):
+        due = due_at(dues + (position & mask), 0)
+        number = due.die >> DIE_SHIFT
+        _standing(nand, channel, die_at(nand.dies, number), number, due.time, due.die & ARRIVAL)
     channel.due_first = channel.due_beyond
     dies = nand.die_count // nand.channel_count
     for number in range(index * dies, (index + 1) * dies):
@@ -319,13 +292,13 @@ def _leaving(nand: Nand, channel: Channel, index: int, end: int, first: bool) ->
 
 
 @jit
-def _standing(nand: Nand, channel: Channel, die: Die, number: int, time: int, reading: int) -> None:
+def _standing(nand: Nand, channel: Channel, die: Die, number: int, time: int, arrival: int) -> None:
     """A die whose queue is not empty: its array reads, or will when its register is empty, or it waits for arrivals."""
     queue = queue_at(nand.queues, number * 4 + LOOKUP)
     index = queue.head
     op = op_at(nand.ops, index)
     begun = time - op.array_ns
-    if reading == 0:
+    if arrival != 0:
         if die.phase != DRAINING:
             die.wake = time
             link(nand, channel, die, number, time)

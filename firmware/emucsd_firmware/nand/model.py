@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from emucsd_firmware.nand import reliability
+from emucsd_firmware.nand.lane import ARRIVAL, DIE_SHIFT, ENTRY
 from emucsd_firmware.nand.state import LOOKUP, NEVER, Channel, Die, Due, Job, Leave, Nand, Op, Queue
 from emucsd_firmware.profile import Profile
 
@@ -71,7 +72,6 @@ class NandModel:
         record["instant_background"] = 0
         plain = not (nand.cache_read or nand.multi_plane or nand.suspend)
         record["lanes"] = int(plain and nand.command_ns == 0)
-        self.paced = plain
         self.set_latencies(nand.read_ns, nand.program_ns, nand.erase_ns)
 
     def set_latencies(self, read_ns: int, program_ns: int, erase_ns: int) -> None:
@@ -80,9 +80,6 @@ class NandModel:
         record["read_ns"], record["program_ns"], record["erase_ns"] = read_ns, program_ns, erase_ns
         rest = (nand.transfer_ns_per_4k, nand.command_ns, nand.retry_ns * nand.max_retries)
         record["instant"] = int(not any((read_ns, program_ns, erase_ns, *rest)))
-        shortest = min(read_ns, program_ns, erase_ns) if self.paced else 0
-        idle = record["room"] == len(self.ops)
-        record["pace"] = shortest if idle else min(shortest, int(record["pace"]))
 
     def set_delays(self, enabled: bool) -> None:
         """Whether operations submitted from now on take time: those of the profile, or none."""
@@ -116,12 +113,12 @@ class NandModel:
         self.nexts[:] = NEVER
         record["next"] = NEVER
         record["free"], record["room"], record["overflows"] = 0, len(self.ops), 0
-        record["ring_mask"] = self.dues.shape[1] - 1
+        record["ring_mask"] = self.dues[0].nbytes - 1
         for name in ("dues", "leaves"):
             table = getattr(self, name)
             self.channels[name] = table.ctypes.data + np.arange(geometry.channels) * table[0].nbytes
         self.dies["page"] = -1
-        for name in ("done_first", "done_last", "done_hint", "closed_first"):
+        for name in ("done_first", "done_last", "done_hint", "closed_first", "closed_last"):
             record[name] = -1
 
     def _reliability(self, record: Any) -> None:
@@ -170,17 +167,20 @@ class NandModel:
         queues, busy = self.queues.reshape(-1, QUEUES)[:, : len(CLASSES)].copy(), self.channels["busy_ns"].copy()
         for number in np.flatnonzero(self.channels["lane"]):
             channel = self.channels[number]
-            size = self.dues.shape[1]
             first, beyond = int(channel["leave_first"]), int(channel["leave_beyond"])
-            for position in range(first + 1, beyond):
-                busy[number] -= self.ops["bus_ns"][self.leaves["op"][number, position % size]]
-            for position in range(int(channel["due_first"]), int(channel["due_beyond"])):
-                due = self.dues[number, position % size]
-                queue = queues[due["die"] >> 1, LOOKUP]
+            for position in range(first + ENTRY, beyond, ENTRY):
+                busy[number] -= self.ops["bus_ns"][self.leaves["op"][number, self._place(position)]]
+            for position in range(int(channel["due_first"]), int(channel["due_beyond"]), ENTRY):
+                due = self.dues[number, self._place(position)]
+                queue = queues[due["die"] >> DIE_SHIFT, LOOKUP]
                 op = self.ops[queue["head"]]
                 begun = due["time"] - op["array_ns"]
-                if due["die"] & 1 and begun <= channel["now"]:
+                if due["die"] & ARRIVAL == 0 and begun <= channel["now"]:
                     queue["reads"] += 1
                     queue["busy_ns"] += op["array_ns"]
                     queue["wait_ns"] += begun - op["arrival"]
         return queues, busy
+
+    def _place(self, position: int) -> int:
+        """Where in a lane's ring a position is."""
+        return position // ENTRY % self.dues.shape[1]

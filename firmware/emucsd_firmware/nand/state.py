@@ -51,9 +51,10 @@ class Op(State):
 class Job(State):
     """What somebody waits for: any number of operations."""
 
-    pending: I64
     finish: I64  # the latest end among the operations that have ended
-    error: I64  # for those who submit: the engine only clears it
+    soonest: I64  # its reads of class LOOKUP can't all have ended before; must not change once it is closed
+    pending: I32
+    error: I32  # for those who submit: the engine only clears it
     next: I32  # in the done list, or in the list of closed jobs that have not ended
     before: I32
 
@@ -98,7 +99,7 @@ class Die(State):
     paused_kind: I64
     paused_ns: I64
     pauses: I64  # suspensions so far
-    freed: I64  # lane: when the register is empty again; valid while nothing is queued
+    freed: I64  # lane: when all that is queued has left, unless the bus is taken then; exact where nothing is queued
     since: I64  # lane: the reads of class LOOKUP that the die had taken when the lane was opened
     page: I64  # page_register: the page that the register holds, or that the array reads into it; -1: none of use
 
@@ -107,15 +108,14 @@ class Due(State):
     """Lane: when something happens at a die. A ring of them, by (time, die), has each die at most once."""
 
     time: I64
-    die: I64  # 2 * number + 1: the array has read; 2 * number: an operation arrives at an idle die
+    die: I64  # 256 * number: the array has read; 256 * number + 1: an operation arrives at an idle die
 
 
 class Leave(State):
     """Lane: a read whose page leaves over the channel, now or next. A ring of them, by time."""
 
     time: I64  # of its end
-    op: I32
-    die: I32
+    op: I64
 
 
 class Channel(State):
@@ -134,7 +134,7 @@ class Channel(State):
     others: I64  # operations under way that are no reads of class LOOKUP: none in a lane
     dues: I64  # addresses of the rings, whose size is one for all
     leaves: I64
-    due_first: I64  # positions count on; in the ring they are taken modulo its size
+    due_first: I64  # positions count on, in bytes; in the ring they are taken modulo its size
     due_beyond: I64
     leave_first: I64
     leave_beyond: I64
@@ -172,10 +172,9 @@ class Nand(State):
     dies: I64
     channels: I64
     nexts: I64
-    ring_mask: I64  # of a lane's rings: their size - 1
+    ring_mask: I64  # of a lane's rings: their size in bytes - 1
     pages: I64  # page_register: address of int32[pool], the page of each read that waits, else -1
     memo: I64  # page_register: address of int32[MEMO], operations by their page
-    pace: I64  # no die ends two operations in less time than this; 0: nothing is known
     reliability: Reliability
 
     next: I64  # time of the next event
@@ -186,7 +185,8 @@ class Nand(State):
     done_last: I64
     done_hint: I64
     overflows: I64  # operations that found the pool full
-    closed_first: I64  # those closed jobs: a list
+    closed_first: I64  # those closed jobs, by soonest
+    closed_last: I64
     merged: I64  # page_register: reads that another one of the same page and job took along
     register_hits: I64  # and those that found their page in the register
 

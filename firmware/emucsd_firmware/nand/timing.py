@@ -27,8 +27,8 @@ from __future__ import annotations
 
 from emucsd_firmware.nand.die import bus_due, die_due
 from emucsd_firmware.nand.events import move
-from emucsd_firmware.nand.jobs import abandon_job, close_job, fewest_pending, job_finish, open_job, pop_done
-from emucsd_firmware.nand.lane import close_lane, join, lane_quiet, open_lane, run_lane
+from emucsd_firmware.nand.jobs import abandon_job, close_job, job_finish, open_job, pop_done, soonest_end
+from emucsd_firmware.nand.lane import close_lane, join, open_lane, run_lane
 from emucsd_firmware.nand.queues import count, enqueue
 from emucsd_firmware.nand.state import (
     BACKGROUND,
@@ -139,9 +139,10 @@ def submit(nand: Nand, now: int, kind: int, traffic: int, ppn: int, nbytes: int,
     op = op_at(nand.ops, index)
     nand.free = op.next
     nand.room -= 1
+    array_ns, bus_ns = _array_time(nand, kind, retries), (nbytes * nand.transfer_ns + 4095) >> 12
     op.arrival = now
-    op.array_ns = _array_time(nand, kind, retries)
-    op.bus_ns = (nbytes * nand.transfer_ns + 4095) >> 12
+    op.array_ns = array_ns
+    op.bus_ns = bus_ns
     op.job = job
     op.next = -1
     op.die = number
@@ -151,7 +152,10 @@ def submit(nand: Nand, now: int, kind: int, traffic: int, ppn: int, nbytes: int,
     op.plane = (ppn >> nand.page_bits) & (nand.planes - 1)
     op.leaving = 0
     if job >= 0:
-        job_at(nand.jobs, job).pending += 1
+        record = job_at(nand.jobs, job)
+        record.pending += 1
+        if traffic == LOOKUP:
+            record.soonest = max(record.soonest, now + array_ns + bus_ns)
     queue = queue_at(nand.queues, number * 4 + traffic)
     queue.nbytes += nbytes
     enqueue(nand, die, queue, index, op)
@@ -209,27 +213,14 @@ def advance_until_done(nand: Nand, until: int) -> int:
     """Run events in order of time until a job has ended or the time has come. :returns: the time reached
 
     While every job is still open (a lookup whose vectors are being sent out) none can end: then the channels need not
-    be run in step. Nor while it is known that no job has its last operation end.
+    be run in step. Nor before the time at which the first of the closed jobs can end.
     """
     if nand.closed == 0:
         advance(nand, until)
         return until
     while nand.next <= until and nand.next < NEVER:
         now = nand.next
-        reached = min(max(now, _no_job_ends(nand, now)), until)
-        advance(nand, reached)
+        advance(nand, min(max(now, soonest_end(nand) - 1), until))
         if nand.done_first >= 0:
             return now
     return until
-
-
-@jit
-def _no_job_ends(nand: Nand, now: int) -> int:
-    """A time up to which no job ends; less than ``now`` if nothing is known. There are closed jobs."""
-    if nand.pace == 0:
-        return -1
-    rounds = (fewest_pending(nand, nand.die_count) - 1) // nand.die_count
-    if rounds > 0:  # each die ends no more than one operation in each
-        return now + rounds * nand.pace - 1
-    until = now + nand.pace - 1
-    return until if lane_quiet(nand, until) else -1
