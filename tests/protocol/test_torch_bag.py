@@ -12,9 +12,9 @@ from emucsd import Drive
 from emucsd.errors import InvalidArgument
 from emucsd.lookup import IndexOutOfRange
 from emucsd.table import Table
-from emucsd.torch import EmbeddingBag, NoGradient
 
 torch = pytest.importorskip("torch")
+from emucsd.torch import EmbeddingBag, NoGradient  # noqa: E402  (there is PyTorch)
 
 ROWS, DIM = 500, 24
 LATER = pytest.mark.skipif("mode" not in inspect.signature(Table.lookup).parameters, reason="lookups sum only")
