@@ -31,7 +31,7 @@ def mlp(*widths: int, last: Any = None) -> Any:
     return nn.Sequential(*steps)
 
 
-class Dlrm(nn.Module):  # type: ignore[misc]  # torch's types are not looked at
+class Dlrm(nn.Module):  # type: ignore[misc, name-defined]  # torch's types are not looked at
     """A model with DLRM's attributes, arguments and arithmetic."""
 
     def __init__(self, interaction: str = "dot", mode: str = "sum", threshold: float = 0.0, **bag: Any) -> None:
@@ -125,7 +125,7 @@ def test_weighted_pooling(drive: Drive) -> None:
 def test_other_names_and_arguments(drive: Drive) -> None:
     """A model with other names is told by its attributes' paths, one with other arguments by a function."""
 
-    class Other(nn.Module):  # type: ignore[misc]
+    class Other(nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self, inner: Dlrm) -> None:
             super().__init__()
             self.inner = inner
