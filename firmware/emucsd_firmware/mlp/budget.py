@@ -19,14 +19,15 @@ class Resources:
     dsp: int = 0
 
     def __add__(self, other: Resources) -> Resources:
-        return Resources(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Resources(self.lut + other.lut, self.ff + other.ff, self.bram + other.bram, self.dsp + other.dsp)
 
     def __mul__(self, count: int) -> Resources:
-        return Resources(*(a * count for a in astuple(self)))
+        return Resources(self.lut * count, self.ff * count, self.bram * count, self.dsp * count)
 
     def within(self, limit: Resources) -> bool:
         """No more than ``limit`` of anything."""
-        return all(a <= b for a, b in zip(astuple(self), astuple(limit), strict=True))
+        fits = self.lut <= limit.lut and self.ff <= limit.ff
+        return fits and self.bram <= limit.bram and self.dsp <= limit.dsp
 
 
 FPGAS = {

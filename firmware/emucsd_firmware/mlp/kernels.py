@@ -154,13 +154,16 @@ class Engine(NamedTuple):
         """Adder trees that the kernel's columns share."""
         return -(-kernel.kc // self.ii)
 
-    def resources(self, unit: Unit, kernel: Kernel, samples: int, *, dram: bool) -> Resources:
-        """What a unit takes, with two buffers for its inputs: one fills while the other is read."""
-        lanes = kernel.kr * self.trees(kernel)
+    def brams(self, unit: Unit, kernel: Kernel, samples: int, *, dram: bool) -> int:
+        """BRAM36 of a unit, with two buffers for its inputs: one fills while the other is read."""
         inputs = brams(2 * samples * unit.inputs, kernel.kr)
         words = 2 * kernel.kr * kernel.kc + unit.bias if dram else unit.words
-        weights = brams(words, lanes) if unit.layer >= 0 else 0
-        return (MULTIPLIER + ADDER) * lanes + LAYER + Resources(bram=inputs + weights)
+        return inputs + (brams(words, kernel.kr * self.trees(kernel)) if unit.layer >= 0 else 0)
+
+    def resources(self, unit: Unit, kernel: Kernel, samples: int, *, dram: bool) -> Resources:
+        """What a unit takes."""
+        memory = Resources(bram=self.brams(unit, kernel, samples, dram=dram))
+        return (MULTIPLIER + ADDER) * (kernel.kr * self.trees(kernel)) + LAYER + memory
 
     def stage_cycles(
         self, chosen: Sequence[tuple[Unit, Kernel, bool]], groups: Sequence[tuple[int, ...]], samples: int

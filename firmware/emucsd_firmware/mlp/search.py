@@ -102,9 +102,9 @@ class Search:
         """Units in DRAM: first as few words as two greedy orders find, then always one more, the largest first."""
         held = [place for place, unit in enumerate(self.units) if unit.layer >= 0]
         held.sort(key=lambda place: (self.units[place].words, place))
-        least = {place: self.engine.resources(self.units[place], Kernel(1, 1), samples, dram=False) for place in held}
+        least = {place: self.engine.brams(self.units[place], Kernel(1, 1), samples, dram=False) for place in held}
         others = sum(
-            self.engine.resources(unit, Kernel(1, 1), samples, dram=True).bram
+            self.engine.brams(unit, Kernel(1, 1), samples, dram=True)
             for place, unit in enumerate(self.units)
             if place not in least
         )
@@ -112,8 +112,8 @@ class Search:
         for order in (held, held[::-1]):
             room, outside = self.budget.bram - others, []
             for place in order:
-                if least[place].bram <= room:
-                    room -= least[place].bram
+                if least[place] <= room:
+                    room -= least[place]
                 else:
                     outside.append(place)
             found.append(frozenset(outside))
@@ -136,9 +136,13 @@ class Search:
             return self._known[place, samples, dram]
         unit, best = self.units[place], dict[int, tuple[tuple[int, ...], Kernel]]()
         for kernel in unit.kernels():
-            taken = self.engine.resources(unit, kernel, samples, dram=dram)
+            memory = self.engine.brams(unit, kernel, samples, dram=dram)
             cycles = self.engine.cycles(unit, kernel, samples, dram=dram)
-            key = (cycles, taken.dsp, max(kernel.kc, self.engine.ii) // min(kernel.kc, self.engine.ii), taken.bram)
+            lanes, filled = (
+                kernel.kr * self.engine.trees(kernel),
+                max(kernel.kc, self.engine.ii) // min(kernel.kc, self.engine.ii),
+            )
+            key = (cycles, lanes, filled, memory)
             size = kernel.kr * kernel.kc
             if size not in best or key < best[size][0]:
                 best[size] = (key, kernel)
@@ -207,18 +211,17 @@ class Search:
         :param most: samples that a mini-batch may have
         :returns: None where nothing comes within the budget
         """
-        sizes = [1 << bit for bit in range(min(most, MAX_MINIBATCH).bit_length())]
-        for samples in sizes:
+        best: Design | None = None
+        for bit in range(min(most, MAX_MINIBATCH).bit_length()):
+            samples, found = 1 << bit, []
             for dram in self.placements(samples):
                 if design := self.smallest(samples, dram):
                     return design
-        found = [
-            design
-            for samples in sizes
-            for dram in self.placements(samples)
-            if (design := self.smallest(samples, dram, relax=True))
-        ]
-        return self._fastest(found)
+                found.append(self.smallest(samples, dram, relax=True))
+            best = self._fastest([best, *found])
+            if best and best.samples * 4 <= samples:
+                break  # doubled twice for nothing: fetching weights is not what takes the time
+        return best
 
     def uniform(self, most: int) -> Design | None:
         """As ``best``, with one square kernel for all units (cut down to each): what one builds without a search."""
@@ -238,10 +241,10 @@ class Search:
                     found.append(design)
         return self._fastest(found)
 
-    def _fastest(self, designs: Sequence[Design]) -> Design | None:
+    def _fastest(self, designs: Sequence[Design | None]) -> Design | None:
         """The one of the shortest time for a sample; a larger mini-batch only where it gains more than 1 %."""
         best: Design | None = None
-        for design in designs:
+        for design in filter(None, designs):
             per_sample = design.limit / design.samples
             if best is None or per_sample < 0.99 * best.limit / best.samples:
                 best = design
