@@ -83,7 +83,7 @@ class ShardedSession:
         def sending(number: int) -> Callable[[], Ticket]:
             mine = []
             for table in self.tables.on[number]:
-                part: tuple[Any, ...] = (ids.table(table), ids.bounds[table])
+                part: tuple[Any, ...] = (ids.table(table), ids.bounds[table, :-1])
                 mine.append(part if ids.weights is None else (*part, ids.weights[table]))
             return lambda: self._sessions[number].send(None, mine)
 
