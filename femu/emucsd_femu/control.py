@@ -4,6 +4,7 @@
     {"do": "stats"}         counters of every part of it
     {"do": "checkpoint"}    write the map to the store now
     {"do": "tunnel", ...}   lose, reorder and double frames of the tunnel on purpose, so many per million
+    {"do": "recssd", ...}   take RecSSD's commands or not; its statistics, from zero again with "clear": true
     {"do": "stop"}          stop cleanly; answered before it happens
 
 What takes long (a checkpoint) runs in a thread of its own, one at a time: ports and other clients are served meanwhile.
@@ -58,6 +59,13 @@ class Tunnel(Request, tag="tunnel"):
     reorder: int = 0
     duplicate: int = 0
     seed: int = 1
+
+
+class RecSsd(Request, tag="recssd"):
+    """RecSSD's commands on or off, null as they are; answers with statistics, which ``clear`` starts anew."""
+
+    enabled: bool | None = None
+    clear: bool = False
 
 
 class Stop(Request, tag="stop"):

@@ -76,5 +76,8 @@ class Device(Protocol):
     def checkpoint(self) -> None:
         """Write the map to the store while the data plane runs on. :raises StoreError: it can't be written"""
 
+    def set_recssd(self, enabled: bool | None, *, clear: bool = False) -> dict[str, Any]:
+        """RecSSD's commands on, off or as they are; its statistics so far."""
+
     def set_tunnel_faults(self, loss: int, reorder: int, duplicate: int, seed: int) -> None:
         """Lose, reorder and double frames of the tunnel, so many per million. :raises FirmwareError: out of range"""

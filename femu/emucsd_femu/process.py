@@ -162,6 +162,7 @@ class DriveProcess:
             control.Stats: lambda _: drive.stats(),
             control.Checkpoint: lambda _: Later(self.checkpoint),  # seconds on a large drive, and QEMU waits for 5
             control.Tunnel: self.disturb_tunnel,
+            control.RecSsd: self.set_recssd,
             control.Stop: lambda _: self.stop(),
         }
         sockets = [paths.port_socket(runtime, port.number) for port in drive.ports]
@@ -189,6 +190,9 @@ class DriveProcess:
         begun = time.monotonic()
         self.drive.checkpoint()
         return {"seconds": round(time.monotonic() - begun, 6)}
+
+    def set_recssd(self, request: control.RecSsd) -> dict[str, Any]:
+        return self.drive.set_recssd(request.enabled, clear=request.clear)
 
     def disturb_tunnel(self, request: control.Tunnel) -> dict[str, Any]:
         """Faults of the tunnel. :raises FirmwareError: out of range"""

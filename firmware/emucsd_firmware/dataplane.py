@@ -53,10 +53,12 @@ from emucsd_firmware.nvme.lookups import PARKED, next_answered
 from emucsd_firmware.nvme.queues import PortState, arm, read_tail, refresh_tail, sq_at
 from emucsd_firmware.nvme.sessions import collect, next_inferred
 from emucsd_firmware.nvme.tunnels import expire
+from emucsd_firmware.recssd.pages import page_done
+from emucsd_firmware.recssd.pages import pump as pump_recssd
 from emucsd_firmware.session.inference import infer
 from emucsd_firmware.session.pipeline import ripen
 from emucsd_firmware.sleep import idle_due, lingers, next_command, next_due, sleep, step_aside
-from emucsd_firmware.state import FIRST_FTL_JOB, DriveState, drive_at, port_of
+from emucsd_firmware.state import FIRST_FTL_JOB, FIRST_RECSSD_JOB, DriveState, drive_at, port_of
 from emucsd_wire.words import (
     get_i64,
     jit,
@@ -145,8 +147,8 @@ def fetch(drive: DriveState, port: PortState, qid: int) -> int:
             act(drive, slot)
             continue
         sqe = sqe_at(drive.commands.sqes, slot)
-        pages = (touched_bytes(port, sqe) + drive.ftl.page_bytes - 1) >> drive.ftl.page_shift
-        arrival = front_end(drive.costs, port, now, pages, incoming_bytes(port, sqe))
+        pages = (touched_bytes(drive, port, sqe) + drive.ftl.page_bytes - 1) >> drive.ftl.page_shift
+        arrival = front_end(drive.costs, port, now, pages, incoming_bytes(drive, port, sqe))
         push(drive.clock, arrival, 2 * slot + EXECUTE)
     return count
 
@@ -178,8 +180,10 @@ def reap(drive: DriveState) -> None:
         when = job_finish(drive.nand, job)
         if job < SLOTS:
             answer(drive, job, when)
-        elif job < FIRST_FTL_JOB:
+        elif job < FIRST_RECSSD_JOB:
             job_done(drive.lookup, job, when)
+        elif job < FIRST_FTL_JOB:
+            page_done(drive.recssd, drive.ftl, drive.nand, job, when)
         else:
             on_job(drive.ftl, drive.nand, job, when)
     collect(drive)
@@ -236,6 +240,9 @@ def run_until(drive: DriveState, until: int, before0: int, before1: int) -> int:
             reap(drive)
         elif drive.sessions.wake <= others:
             ripen(drive.sessions, when)
+            reap(drive)
+        elif drive.recssd.wake <= others:
+            pump_recssd(drive.recssd, drive.ftl, drive.nand, when)
             reap(drive)
         elif due(clock) <= others:
             _run_token(drive, pop(clock))

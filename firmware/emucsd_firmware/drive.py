@@ -30,15 +30,17 @@ from emucsd_firmware.nvme.commands import SLOTS, CommandPool
 from emucsd_firmware.nvme.hardware import Health
 from emucsd_firmware.nvme.lookups import reset_lookups
 from emucsd_firmware.nvme.queues import QueueSet
+from emucsd_firmware.nvme.recssd import reset_recssd
 from emucsd_firmware.nvme.session_setup import SessionCommands
 from emucsd_firmware.nvme.tables import register_table_commands
 from emucsd_firmware.nvme.tunnel_setup import TunnelCommands
 from emucsd_firmware.plane import Plane
 from emucsd_firmware.port import Port
 from emucsd_firmware.profile import Profile
+from emucsd_firmware.recssd.state import RecSsdMemory
 from emucsd_firmware.session.sessions import Sessions
 from emucsd_firmware.session.state import SessionsMemory
-from emucsd_firmware.state import FIRST_FTL_JOB, PORTS, DriveState
+from emucsd_firmware.state import FIRST_FTL_JOB, FIRST_RECSSD_JOB, PORTS, DriveState
 from emucsd_firmware.subsystem import Subsystem
 from emucsd_firmware.tunnel.state import TunnelMemory
 from emucsd_wire.nvme import Status
@@ -73,6 +75,7 @@ class Drive:
         self.nand = NandModel(self.profile, FIRST_FTL_JOB + store.jobs)
         dies = self.profile.geometry.die_count
         self.lookup = LookupMemory(self.profile.lookup, self.profile.geometry.page_bytes, dies, SLOTS)
+        self.recssd = RecSsdMemory(self.profile.recssd, self.profile.geometry.page_bytes, dies, FIRST_RECSSD_JOB)
         self.tables = Tables(self.lookup)
         self.sessions_memory = SessionsMemory()
         self.sessions = Sessions(self.sessions_memory, self.tables, self.profile)
@@ -116,6 +119,7 @@ class Drive:
         self.store.fill(root["ftl"], FIRST_FTL_JOB, int(root["clock"]["now"]))
         self.lookup.fill(root["lookup"])
         self.sessions_memory.fill(root["sessions"])
+        self.recssd.fill(root["recssd"])
         self.tunnel_memory.fill(root["tunnel"])
         self._fill_costs(delays=True)
 
@@ -132,6 +136,7 @@ class Drive:
         # before the port's tables close: what still reads them must be dropped first, sessions with it
         port.controller.on_reset.append(lambda: reset_lookups(self.address, port.number))
         self._session_commands.register(port.controller)
+        port.controller.on_reset.append(lambda: reset_recssd(self.address, port.number))
         register_table_commands(port.controller, self.tables)
 
     @property
@@ -251,6 +256,16 @@ class Drive:
         """Log admin commands and resets, or only what is unusual."""
         logging.getLogger("emucsd_firmware").setLevel(logging.DEBUG if enabled else logging.NOTSET)
 
+    def set_recssd(self, enabled: bool | None, *, clear: bool = False) -> dict[str, Any]:
+        """Take RecSSD's commands or not, None as before; statistics so far, which start anew with ``clear``."""
+        with self.plane.paused():
+            if enabled is not None:
+                self.state[0]["recssd"]["enabled"] = int(enabled)
+            figures = self.recssd.snapshot()
+            if clear:
+                self.recssd.clear()
+            return figures
+
     def reset_statistics(self) -> None:
         """Start lateness and the data plane's own counters from zero."""
         with self.plane.paused():
@@ -306,4 +321,5 @@ class Drive:
             "nand": self.nand.snapshot(),
             "sessions": self.sessions.snapshot(),
             "tunnel": self.tunnel.snapshot(),
+            "recssd": self.recssd.snapshot(),
         }

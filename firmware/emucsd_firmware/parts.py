@@ -196,6 +196,23 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecSsd:
+    """RecSSD's firmware: its commands, and what they cost the controller's processor."""
+
+    enabled: bool = knob(0, 1, "take RecSSD's commands (bit 16 of CDW12 of Read and Write)", default=False)
+    cpu_mhz: int = knob(1, 10_000, "the controller's processor", default=1000)
+    request_cycles: int = knob(0, 1 << 20, "its cycles for a request", default=3000)
+    pair_cycles: int = knob(0, 1 << 20, "for each pair of a configuration", default=120)
+    page_cycles: int = knob(0, 1 << 20, "for each page: page buffer, translation, issue, completion", default=1200)
+    vector_cycles: int = knob(0, 1 << 20, "for each row that it adds", default=60)
+    element_cycles: int = knob(0, 1 << 16, "for each element of that row", default=16)
+    sector_cycles: int = knob(0, 1 << 20, "for each sector of 4 KiB of results", default=400)
+    page_buffer: int = knob(0, 1024, "pages that the page buffer holds for each die", default=10)
+    cache_entries: int = knob(0, 1 << 26, "places of 128 bytes in the row cache; 0: none", default=1 << 20)
+    queue_depth: int = knob(1, 65535, "page reads in flight for each die", default=256)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Isp:
     """The Linux computer inside the drive, as the ``local`` engine stands for it: see docs/isp.md."""
 

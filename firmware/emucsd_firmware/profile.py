@@ -23,7 +23,20 @@ from typing import Any, NamedTuple, get_type_hints
 
 from emucsd_firmware.errors import ProfileError
 from emucsd_firmware.femu_knobs import FEMU_NAMES, translate
-from emucsd_firmware.parts import Buffer, FrontEnd, Ftl, Geometry, Isp, Link, Lookup, Mlp, Nand, Reliability, knob
+from emucsd_firmware.parts import (
+    Buffer,
+    FrontEnd,
+    Ftl,
+    Geometry,
+    Isp,
+    Link,
+    Lookup,
+    Mlp,
+    Nand,
+    RecSsd,
+    Reliability,
+    knob,
+)
 
 BUILT_IN = Path(__file__).parent / "profiles"
 PPN_LIMIT = (1 << 31) - 2  # a map entry is 32 bits: bit 31 marks a buffered page, 0 an unmapped one
@@ -46,6 +59,7 @@ class Profile:
     buffer: Buffer
     lookup: Lookup
     mlp: Mlp
+    recssd: RecSsd
     isp: Isp
     capacity_bytes: int = knob(1 << 20, 1 << 46, "what all namespaces together can hold")
     lba_bytes: int = knob(512, 4096, "logical block of a namespace unless it is formatted otherwise: 512 or 4096")

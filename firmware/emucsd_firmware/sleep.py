@@ -30,7 +30,7 @@ def next_due(drive: DriveState) -> int:
 @jit_inline
 def next_command(drive: DriveState) -> int:
     """When commands, the lookup engine or sessions go on."""
-    return min(due(drive.clock), drive.lookup.wake, drive.sessions.wake)
+    return min(due(drive.clock), drive.lookup.wake, drive.sessions.wake, drive.recssd.wake)
 
 
 @jit_inline

@@ -9,13 +9,15 @@ from emucsd_firmware.memory import Transfer
 from emucsd_firmware.nand.state import Nand
 from emucsd_firmware.nvme.commands import SLOTS, Commands, Costs
 from emucsd_firmware.nvme.queues import PortState
+from emucsd_firmware.recssd.state import PAGES, RecSsd
 from emucsd_firmware.session.state import Sessions
 from emucsd_firmware.tunnel.state import Tunnel
 from emucsd_wire.layout import I64, State
 from emucsd_wire.words import jit_inline, pointer
 
 PORTS = 2
-FIRST_FTL_JOB = SLOTS + REQUESTS  # NAND jobs: commands, then lookups, then the FTL's own
+FIRST_RECSSD_JOB = SLOTS + REQUESTS  # NAND jobs: commands, lookups, RecSSD's page reads, then the FTL's own
+FIRST_FTL_JOB = FIRST_RECSSD_JOB + PAGES
 
 
 class DriveState(State):
@@ -40,6 +42,7 @@ class DriveState(State):
     ftl: Ftl
     lookup: Lookup
     sessions: Sessions
+    recssd: RecSsd
     tunnel: Tunnel
     port0: PortState
     port1: PortState

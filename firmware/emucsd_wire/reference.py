@@ -24,7 +24,8 @@ import numpy as np
 import emucsd_wire
 from emucsd_wire.layout import Codec
 
-FIRST = ("nvme", "registers", "identify", "logs", "features", "vendor", "rm", "tunnel", "vfio_user")  # in reading order
+_FIRST = "nvme registers identify logs features vendor rm recssd tunnel vfio_user"  # in reading order
+FIRST = tuple(_FIRST.split())
 SILENT = ("compiled", "layout", "paths", "reference", "words")  # no wire format in them
 
 HEAD = """\

@@ -74,6 +74,14 @@ class Control:
         """Write the map to the store now."""
         return self.call("checkpoint")
 
+    def recssd(self, *, enabled: bool | None = None, clear: bool = False) -> dict[str, Any]:
+        """Let the drive take RecSSD's commands or not, None as before.
+
+        :param clear: start its statistics from zero
+        :returns: statistics until now: counters, means in us, hit rate
+        """
+        return self.call("recssd", enabled=enabled, clear=clear)
+
     def stop(self) -> None:
         """Ask the drive to stop cleanly; it is gone a little later."""
         self.call("stop")

@@ -17,6 +17,7 @@ from emucsd_firmware.nvme.io import (
 )
 from emucsd_firmware.nvme.lookups import lookup_read, lookup_send
 from emucsd_firmware.nvme.queues import NAMESPACES, PortState, namespace_at
+from emucsd_firmware.nvme.recssd import marked, moved_bytes, recssd_command
 from emucsd_firmware.nvme.sessions import rm_read, rm_send, rm_weights
 from emucsd_firmware.nvme.tunnels import tunnel_receive, tunnel_send
 from emucsd_firmware.state import DriveState
@@ -50,20 +51,22 @@ def peek_lpn(drive: DriveState, port: PortState, sqe: Sqe) -> int:
 
 
 @jit
-def touched_bytes(port: PortState, sqe: Sqe) -> int:
+def touched_bytes(drive: DriveState, port: PortState, sqe: Sqe) -> int:
     """Bytes of the namespace that a read or write is about: the controller handles each of their pages."""
     opcode, nsid = signed(sqe.opcode), signed(sqe.nsid)
+    if marked(drive, sqe):
+        return moved_bytes(sqe, opcode)
     if (opcode != _READ and opcode != _WRITE and opcode != _COMPARE) or nsid < 1 or nsid > NAMESPACES:
         return 0
     return block_count(sqe) << namespace_at(port.namespaces, nsid).lba_shift
 
 
 @jit
-def incoming_bytes(port: PortState, sqe: Sqe) -> int:
+def incoming_bytes(drive: DriveState, port: PortState, sqe: Sqe) -> int:
     """Bytes that a command brings over the link before it can act."""
     opcode = signed(sqe.opcode)
     if opcode == _WRITE or opcode == _COMPARE:
-        return touched_bytes(port, sqe)
+        return touched_bytes(drive, port, sqe)
     if opcode == _SEND or opcode == _TUNNEL_SEND or opcode == _RM_SEND or opcode == _RM_WEIGHTS:
         return min(signed(sqe.cdw12), nvme.MAX_TRANSFER)
     if opcode == _DSM:
@@ -88,6 +91,8 @@ def execute(drive: DriveState, port: PortState, slot: int, command: Command, sqe
     status = check_namespace(port, command.nsid)
     if status != 0:
         return status
+    if marked(drive, sqe):
+        return recssd_command(drive, port, slot, command, sqe)
     if opcode == _READ:
         return read(drive, port, slot, command, sqe)
     if opcode == _WRITE:

@@ -14,6 +14,7 @@ from emucsd_firmware.memory import gather, scatter
 from emucsd_firmware.nvme.commands import Command, command_at, leave, sqe_at
 from emucsd_firmware.nvme.prp import map_data
 from emucsd_firmware.nvme.queues import PortState
+from emucsd_firmware.nvme.recssd import next_sums
 from emucsd_firmware.state import DriveState, drive_at, port_of
 from emucsd_wire.nvme import Sqe
 from emucsd_wire.words import jit, jit_unit, signed
@@ -77,10 +78,10 @@ def take_sums(drive: DriveState, number: int) -> int:
 
 @jit_unit
 def next_answered(drive: DriveState) -> int:
-    """The slot of the next parked command whose sums are ready and are now copied, or -1."""
+    """The slot of the next parked command, of these or of RecSSD's, whose sums are ready and now copied, or -1."""
     number = pop_done(drive.lookup)
     if number < 0:
-        return -1
+        return next_sums(drive)
     slot = request_at(drive.lookup.requests, number).waiter
     command = command_at(drive.commands.slots, slot)
     port = port_of(drive, command.port)
