@@ -114,6 +114,7 @@ class SlowDie:
     busy: list[int] = field(default_factory=lambda: [0, 0, 0])
     waited: list[int] = field(default_factory=lambda: [0, 0, 0])
     pauses: int = 0
+    page: int = -1  # in the register
 
 
 class Reference:
@@ -121,6 +122,7 @@ class Reference:
 
     def __init__(self, profile: Profile, ops: list[Given]) -> None:
         self.nand, self.geometry = profile.nand, profile.geometry
+        self.page_register = profile.lookup.page_register
         self.dies = [SlowDie(number) for number in range(self.geometry.die_count)]
         self.bus: list[list[SlowOp]] = [[] for _ in range(self.geometry.channels)]
         self.bus_end = [NEVER] * self.geometry.channels
@@ -302,6 +304,11 @@ class Reference:
             die.waited[traffic] += self.now - taken.given.arrival
         die.served, die.group = traffic, group
         time = max(self._array_time(o) for o in group)
+        if self.page_register:
+            page = op.given.block if kind == READ else -1
+            if page == die.page and kind == READ and traffic == LOOKUP:
+                time = 0
+            die.page = page
         die.busy[traffic] += time
         if kind == PROGRAM or self.nand.command_ns:
             die.phase, die.coming = "loading", len(group)

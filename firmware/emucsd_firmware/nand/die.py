@@ -6,6 +6,7 @@ from emucsd_firmware.nand.bus import next_transfer, send, transfer
 from emucsd_firmware.nand.events import link, pop
 from emucsd_firmware.nand.jobs import end_operation
 from emucsd_firmware.nand.queues import after, before_first_read, choose, next_read, take
+from emucsd_firmware.nand.register import array_time
 from emucsd_firmware.nand.state import (
     BACKGROUND,
     BUSY,
@@ -77,6 +78,8 @@ def _start(
     kind, time = op.kind, op.array_ns
     die.served = op.traffic
     take(nand, die, queue, before, op, now)
+    if nand.page_register != 0:
+        time = array_time(nand, die, index, op, time)
     die.kind = kind
     die.group = index
     die.group_last = index

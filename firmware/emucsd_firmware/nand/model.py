@@ -8,7 +8,7 @@ import numpy as np
 
 from emucsd_firmware.nand import reliability
 from emucsd_firmware.nand.lane import ARRIVAL, DIE_SHIFT, ENTRY
-from emucsd_firmware.nand.state import LOOKUP, NEVER, Channel, Die, Due, Job, Leave, Nand, Op, Queue
+from emucsd_firmware.nand.state import LOOKUP, MEMO, NEVER, Channel, Die, Due, Job, Leave, Nand, Op, Queue
 from emucsd_firmware.profile import Profile
 
 POOL = 65_536  # operations in flight or waiting: 2 MiB, of which only what is in use is warm
@@ -44,6 +44,8 @@ class NandModel:
         self.dies = _table(Die.dtype, geometry.die_count)
         self.channels = _table(Channel.dtype, geometry.channels)
         self.nexts = _table(np.dtype(np.int64), geometry.channels)
+        self.pages = _table(np.dtype(np.uint32), pool)
+        self.memo = _table(np.dtype(np.uint32), MEMO)
         ring = 1 << geometry.dies.bit_length()  # more than dies, of which each is in a ring at most once
         self.dues = _table(Due.dtype, geometry.channels * ring).reshape(geometry.channels, ring)
         self.leaves = _table(Leave.dtype, geometry.channels * ring).reshape(geometry.channels, ring)
@@ -53,7 +55,7 @@ class NandModel:
     def fill(self, record: Any) -> None:
         """Fill a ``Nand`` record (an np.void view of one, nested or not) and start afresh: nothing is in flight."""
         self.record = record
-        for table in (self.ops, self.jobs, self.queues, self.dies, self.channels, self.nexts):
+        for table in (self.ops, self.jobs, self.queues, self.dies, self.channels, self.nexts, self.pages, self.memo):
             table[:] = np.zeros((), table.dtype)
         self._tables(record)
         self._settings(record)
@@ -70,8 +72,10 @@ class NandModel:
         record["page_bits"] = geometry.page_bits
         record["die_shift"] = geometry.block_bits + geometry.page_bits
         record["instant_background"] = 0
-        plain = not (nand.cache_read or nand.multi_plane or nand.suspend)
-        record["lanes"] = int(plain and nand.command_ns == 0)
+        plain = not (nand.cache_read or nand.multi_plane or nand.suspend or nand.command_ns)
+        register = plain and self.profile.lookup.page_register
+        record["page_register"] = int(register)
+        record["lanes"] = int(plain and not register)
         self.set_latencies(nand.read_ns, nand.program_ns, nand.erase_ns)
 
     def set_latencies(self, read_ns: int, program_ns: int, erase_ns: int) -> None:
@@ -94,7 +98,7 @@ class NandModel:
         geometry = self.profile.geometry
         record["channel_count"], record["die_count"] = geometry.channels, geometry.die_count
         record["job_count"], record["pool"] = len(self.jobs), len(self.ops)
-        for name in ("ops", "jobs", "queues", "dies", "channels", "nexts"):
+        for name in ("ops", "jobs", "queues", "dies", "channels", "nexts", "pages", "memo"):
             record[name] = getattr(self, name).ctypes.data
         self.ops["next"] = np.arange(1, len(self.ops) + 1)
         self.ops["next"][-1] = -1
@@ -117,7 +121,7 @@ class NandModel:
         for name in ("dues", "leaves"):
             table = getattr(self, name)
             self.channels[name] = table.ctypes.data + np.arange(geometry.channels) * table[0].nbytes
-        self.dies["page"] = -1
+        record["merged"], record["register_hits"] = 0, 0
         for name in ("done_first", "done_last", "done_hint", "closed_first", "closed_last"):
             record[name] = -1
 
@@ -159,6 +163,7 @@ class NandModel:
             "classes": classes,
             "in_flight": len(self.ops) - int(self.record["room"]),
             "overflows": int(self.record["overflows"]),
+            "page_register": {name: int(self.record[name]) for name in ("register_hits", "merged")},
         }
 
     def _counters(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -101,7 +101,7 @@ class Die(State):
     pauses: I64  # suspensions so far
     freed: I64  # lane: when all that is queued has left, unless the bus is taken then; exact where nothing is queued
     since: I64  # lane: the reads of class LOOKUP that the die had taken when the lane was opened
-    page: I64  # page_register: the page that the register holds, or that the array reads into it; -1: none of use
+    page: I64  # page_register: the page that the register holds, or that the array reads into it, + 1; 0: none
 
 
 class Due(State):
@@ -173,8 +173,8 @@ class Nand(State):
     channels: I64
     nexts: I64
     ring_mask: I64  # of a lane's rings: their size in bytes - 1
-    pages: I64  # page_register: address of int32[pool], the page of each read that waits, else -1
-    memo: I64  # page_register: address of int32[MEMO], operations by their page
+    pages: I64  # page_register: address of uint32[pool], the page of each read that waits, + 1; else 0
+    memo: I64  # page_register: address of uint32[MEMO], operations by their page, + 1; 0: none
     reliability: Reliability
 
     next: I64  # time of the next event

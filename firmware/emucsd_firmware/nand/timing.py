@@ -30,6 +30,7 @@ from emucsd_firmware.nand.events import move
 from emucsd_firmware.nand.jobs import abandon_job, close_job, job_finish, open_job, pop_done, soonest_end
 from emucsd_firmware.nand.lane import close_lane, join, open_lane, run_lane
 from emucsd_firmware.nand.queues import count, enqueue
+from emucsd_firmware.nand.register import remember, taken_along
 from emucsd_firmware.nand.state import (
     BACKGROUND,
     BLOCK,
@@ -135,6 +136,8 @@ def submit(nand: Nand, now: int, kind: int, traffic: int, ppn: int, nbytes: int,
         if channel.lane != 0:
             close_lane(nand, channel, die.channel)
     now = max(now, channel.now)
+    if nand.page_register != 0 and kind == READ and traffic == LOOKUP and taken_along(nand, now, ppn, nbytes, job):
+        return
     index = nand.free
     op = op_at(nand.ops, index)
     nand.free = op.next
@@ -151,6 +154,9 @@ def submit(nand: Nand, now: int, kind: int, traffic: int, ppn: int, nbytes: int,
     op.traffic = traffic
     op.plane = (ppn >> nand.page_bits) & (nand.planes - 1)
     op.leaving = 0
+    if nand.page_register != 0 and kind == READ:
+        remember(nand, index, traffic, ppn)
+        array_ns = 0  # perhaps
     if job >= 0:
         record = job_at(nand.jobs, job)
         record.pending += 1
