@@ -18,9 +18,25 @@ from emucsd.cli.units import plain
 
 def commands() -> tuple[Command, ...]:
     """Every command, in the order of the help."""
-    from emucsd.cli import bench, demo, doctor, down, io, isp, lookup, machine, mount, profile, ssh, status, table, up
+    from emucsd.cli import (
+        bench,
+        demo,
+        doctor,
+        down,
+        io,
+        isp,
+        lookup,
+        machine,
+        mount,
+        profile,
+        rm,
+        ssh,
+        status,
+        table,
+        up,
+    )
 
-    modules = (demo, up, down, status, ssh, machine, io, table, lookup, isp, mount, bench, profile, doctor)
+    modules = (demo, up, down, status, ssh, machine, io, table, lookup, rm, isp, mount, bench, profile, doctor)
     return (*(module.COMMAND for module in modules), mount.UMOUNT)
 
 
