@@ -1,8 +1,9 @@
 """The policies in force: plain Python functions, compiled with the rest of the firmware.
 
 ``gc_score`` (which block to empty), ``pick_die`` and ``stream_of`` (where pages go), ``schedule`` (which class of
-traffic a die serves next). The defaults are in ``emucsd_firmware.policies``. The variable EMUCSD_FIRMWARE names a
-Python file whose functions of the same names and parameters take their place; see docs/policies.md.
+traffic a die serves next), ``admit`` (which rows the lookup engine's hot cache takes). The defaults are in
+``emucsd_firmware.policies``. The variable EMUCSD_FIRMWARE names a Python file whose functions of the same names and
+parameters take their place; see docs/policies.md.
 
 They are bound at import, never passed as arguments: a function argument would be compiled again in every process.
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 from emucsd_firmware.build import POLICY_VARIABLE
 from emucsd_firmware.errors import ProfileError
-from emucsd_firmware.policies import allocation, collection
+from emucsd_firmware.policies import allocation, caching, collection
 from emucsd_firmware.policies import schedule as scheduling
 from emucsd_wire.words import jit
 
@@ -30,6 +31,7 @@ DEFAULTS: dict[str, Callable[..., Any]] = {
     "pick_die": allocation.pick_die,
     "stream_of": allocation.stream_of,
     "schedule": scheduling.schedule,
+    "admit": caching.admit,
 }
 
 
@@ -80,6 +82,7 @@ gc_score: Callable[[int, int, int, int], float] = jit(chosen("gc_score", _user))
 pick_die: Callable[..., int] = jit(chosen("pick_die", _user))
 stream_of: Callable[[int, int, int], int] = jit(chosen("stream_of", _user))
 schedule: Callable[[int, int, int, int, int, int, int], int] = jit(chosen("schedule", _user))
+admit: Callable[[int, int, int], bool] = jit(chosen("admit", _user))
 
 
 def source(name: str) -> str:

@@ -140,6 +140,7 @@ class Io(IntEnum):
     RM_SEND = 0x89
     RM_READ = 0x8A
     RM_WEIGHTS = 0x8D
+    TABLE_UPDATE = 0x91
 
 
 class Status(IntEnum):

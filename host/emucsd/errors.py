@@ -36,8 +36,8 @@
 Parts of the library have theirs beside them; each is found here by its name as well (``errors.VolumeFull``):
 
 - volume: VolumeError, of which VolumeMissing, VolumeDamaged, VolumeFull, NameTaken and NameUnknown (a KeyError)
-- rows: TableError, of which TableShapeError (a ValueError), NotATable and TableClosed
-- lookup: IndexOutOfRange (an IndexError), RowUnreadable
+- rows: TableError, of which TableShapeError (a ValueError), NotATable, TableClosed and TableOpen; rights: NoRight
+- lookup: IndexOutOfRange (an IndexError), RowUnreadable, TableChanging
 - traces.errors: TraceError, of which TraceFormat (a ValueError) and TraceNeedsTorch
 - rm.errors: RmError, of which ModelError, InputError, SessionClosed and others
 - torch.errors: NoGradient, NotOffloadable
@@ -303,6 +303,7 @@ def error_for(command: str, status: int, dw0: int = 0, index: int | None = None)
 _PARTS = (
     "volume",
     "rows",
+    "rights",
     "lookup",
     "extents",
     "traces.errors",

@@ -267,6 +267,25 @@ class Volume:
         self[name]
         self._save({other: entry for other, entry in self._entries.items() if other != name})
 
+    def exchange(self, first: str, second: str, keep: Sequence[str] = ()) -> tuple[Entry, Entry]:
+        """Two names change what they stand for, both at once and durably: extents, sizes and attributes.
+
+        :param keep: attributes that stay with the name
+        :returns: the new entries of ``first`` and ``second``
+        :raises NameUnknown: no such name
+        """
+        self.reload()
+        one, two = self[first], self[second]
+
+        def moved(name: str, here: Entry, there: Entry) -> Entry:
+            kept = {key: here.attributes[key] for key in keep if key in here.attributes}
+            others = {key: value for key, value in there.attributes.items() if key not in keep}
+            return Entry(name, there.size, there.extents, {**others, **kept})
+
+        changed = moved(first, one, two), moved(second, two, one)
+        self._save({**self._entries, first: changed[0], second: changed[1]})
+        return changed
+
     # -- inside
 
     @property

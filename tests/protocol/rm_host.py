@@ -186,7 +186,7 @@ class RmHost(IoHost):
         for at in range(0, blocks, 1024):
             part = data[at * self.lba_bytes : (at + 1024) * self.lba_bytes]
             assert self.put(self.next_lba + at, part) == 0
-        header = TableHeader(1, 0, 1, rows, dim, 1, 1000 + self.next_lba, bytes(32))
+        header = TableHeader(1, 0, 1, rows, dim, 1, 1000 + self.next_lba)
         extent = TableExtent(0, self.next_lba, blocks, 0)
         self.poke(DATA_AT, TABLE_HEADER.pack(header) + TABLE_EXTENT.pack(extent))
         handle = self.ok(VendorAdmin.TABLE_OPEN, cdw10=TABLE_HEADER.size + TABLE_EXTENT.size)

@@ -244,5 +244,5 @@ def test_over_a_restart(tmp_path: Path) -> None:
 
 def _table(nsid: int) -> bytes:
     """TABLE_OPEN's data for a table of 32 rows of 16 elements at the start of a namespace."""
-    header = TableHeader(TABLE_VERSION, Dtype.FP32, nsid, 32, 16, 1, name_hash("stolen"), bytes(32))
+    header = TableHeader(TABLE_VERSION, Dtype.FP32, nsid, 32, 16, 1, name_hash("stolen"))
     return TABLE_HEADER.pack(header) + TABLE_EXTENT.pack(TableExtent(0, 0, 4, 0))

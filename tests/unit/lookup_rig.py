@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emucsd_firmware.ftl.state import Ftl, Oob, ftl_at
+from emucsd_firmware.ftl.tables import stripes
 from emucsd_firmware.lookup import queue, requests
 from emucsd_firmware.lookup.state import NEVER, READY, REQUESTS, Lookup, LookupMemory, lookup_at, request_at
 from emucsd_firmware.lookup.tables import Space, Tables
@@ -24,6 +25,7 @@ from emucsd_wire.vendor import (
     LookupHeader,
     TableHeader,
     ids_offset,
+    weights_offset,
 )
 from emucsd_wire.words import copy, jit
 
@@ -146,6 +148,11 @@ class Rig:
         self.ftl["images"] = self.buffer.ctypes.data
         self.ftl["page_shift"], self.ftl["page_bytes"] = geometry.page_shift, geometry.page_bytes
         self.ftl["page_bits"] = geometry.page_bits
+        self.ftl["plane_bits"] = (geometry.planes - 1).bit_length()
+        self.ftl["die_shift"] = geometry.page_bits + geometry.block_bits
+        self.ftl["planes"], self.ftl["plane_blocks"] = geometry.die_count * geometry.planes, geometry.blocks
+        self.stripes = stripes(geometry.channels, geometry.dies, geometry.planes)
+        self.ftl["stripes"] = self.stripes.ctypes.data
         self._nand = self.nand.record.__array_interface__["data"][0]
 
     def place(self, pages: NDArray[Any] | list[int], seed: int = 0) -> None:
@@ -164,13 +171,23 @@ class Rig:
         return np.where(self.map[:, None] > 0, self.media[np.maximum(self.map, 1) - 1], 0).astype(np.uint8)
 
     def open(
-        self, rows: int, dim: int, spans: list[tuple[int, int]], *, lba_bytes: int = 512, name: int = 1, port: int = 0
+        self,
+        rows: int,
+        dim: int,
+        spans: list[tuple[int, int]],
+        *,
+        lba_bytes: int = 512,
+        name: int = 1,
+        port: int = 0,
+        dtype: int = 0,
+        row_bytes: int = 0,
+        seed: int | None = None,
     ) -> int:
-        """Open a table over (slba, blocks)."""
+        """Open a table over (slba, blocks); with a ``seed`` a generated one."""
         extents = np.zeros(len(spans), TABLE_EXTENT.dtype)
         extents["slba"], extents["blocks"] = zip(*spans, strict=True)
         extents["first_byte"][1:] = np.cumsum(extents["blocks"][:-1].astype(np.int64)) * lba_bytes
-        header = TableHeader(1, 0, 1, rows, dim, len(spans), name, bytes(32))
+        header = TableHeader(2, dtype, 1, rows, dim, len(spans), name, seed or 0, row_bytes, seed is not None)
         space = Space(0, len(self.map) * self.page_bytes // lba_bytes, lba_bytes)
         return self.tables.open(port, header, extents, space)
 
@@ -254,11 +271,18 @@ def payload(
     grain: int = 0,
     width: int = 4,
     carry: Rows | None = None,
+    weights: Rows | None = None,
+    flags: int = 0,
 ) -> NDArray[np.uint8]:
     """The data of a LOOKUP_SEND."""
-    bags, flags = len(offsets) - 1, 0 if carry is None else LookupFlag.CARRY
+    bags = len(offsets) - 1
+    flags |= 0 if carry is None else LookupFlag.CARRY
+    flags |= 0 if weights is None else LookupFlag.WEIGHTED
     header = LOOKUP_HEADER.pack(LookupHeader(handle, grain, width, flags, bags, len(indices), bytes(16)))
     start = ids_offset(bags, dim, carry is not None)
     head = header + (b"" if carry is None else carry.tobytes()) + offsets.astype("<u4").tobytes()
     ids = indices.astype(f"<u{width}").tobytes()
-    return np.frombuffer(head.ljust(start, b"\0") + ids, np.uint8)
+    data = head.ljust(start, b"\0") + ids
+    if weights is not None:
+        data = data.ljust(weights_offset(start, len(indices), width), b"\0") + weights.tobytes()
+    return np.frombuffer(data, np.uint8)

@@ -88,6 +88,9 @@ class SmallDrive:
     def set_delays(self, enabled: bool) -> None:
         self._note("delays", enabled)
 
+    def clock_now(self) -> int:
+        return 0
+
     def set_gc_delay(self, enabled: bool) -> None:
         self._note("gc_delay", enabled)
 

@@ -31,7 +31,10 @@ SPACE = Space(first_lpn=1000, blocks=1 << 20, lba_bytes=512)
 
 
 def make() -> Tables:
-    settings: Any = SimpleNamespace(clock_mhz=200, translate_cycles=1, sum_lanes=16, sum_cycles=1, path_buffer=64)
+    settings: Any = SimpleNamespace(
+        clock_mhz=200, translate_cycles=1, sum_lanes=16, sum_cycles=1, path_buffer=64,
+        cache_rows=0, cache_ways=8, cache_cycles=4,
+    )  # fmt: skip
     return Tables(LookupMemory(settings, PAGE, dies=4, first_job=0))
 
 
@@ -45,8 +48,16 @@ def extents(*spans: tuple[int, int], first: int = 0) -> NDArray[Any]:
 
 
 def header(**changes: int) -> TableHeader:
-    values = {"version": 1, "dtype": 0, "nsid": 1, "rows": 8, "dim": 32, "extents": 1, "name_hash": name_hash("t")}
-    return TableHeader(**{**values, **changes}, reserved=bytes(32))
+    values: dict[str, Any] = {
+        "version": 1,
+        "dtype": 0,
+        "nsid": 1,
+        "rows": 8,
+        "dim": 32,
+        "extents": 1,
+        "name_hash": name_hash("t"),
+    }
+    return TableHeader(**{**values, **changes})
 
 
 def refused(status: Status, tables: Tables, head: TableHeader, columns: NDArray[Any]) -> None:
@@ -58,8 +69,16 @@ def refused(status: Status, tables: Tables, head: TableHeader, columns: NDArray[
 @pytest.mark.parametrize(
     ("status", "changes"),
     [
-        (Status.INVALID_FIELD, {"version": 2}),
-        (Status.LOOKUP_TABLE_SHAPE, {"dtype": 1}),
+        (Status.INVALID_FIELD, {"version": 3}),
+        (Status.INVALID_FIELD, {"version": 1, "dtype": 1}),
+        (Status.INVALID_FIELD, {"version": 1, "row_bytes": 128}),
+        (Status.INVALID_FIELD, {"version": 1, "seed": 5}),
+        (Status.INVALID_FIELD, {"version": 2, "flags": 2}),
+        (Status.LOOKUP_TABLE_SHAPE, {"version": 2, "dtype": 4}),
+        (Status.LOOKUP_TABLE_SHAPE, {"version": 2, "dtype": 1, "flags": 1}),
+        (Status.LOOKUP_TABLE_SHAPE, {"version": 2, "row_bytes": 127}),
+        (Status.LOOKUP_TABLE_SHAPE, {"version": 2, "row_bytes": 129}),
+        (Status.LOOKUP_TABLE_SHAPE, {"version": 2, "row_bytes": 1 << 21}),
         (Status.LOOKUP_TABLE_SHAPE, {"dim": 0}),
         (Status.LOOKUP_TABLE_SHAPE, {"dim": MAX_DIM + 1}),
         (Status.LOOKUP_TABLE_SHAPE, {"rows": 0}),

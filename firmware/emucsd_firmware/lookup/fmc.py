@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from emucsd_firmware.ftl.mapping import UNMAPPED, bad_mask, location, prefetch_page, read_page, submit_read
 from emucsd_firmware.ftl.state import Ftl
-from emucsd_firmware.lookup.state import ROW_BYTES, Lookup, Request, Table, extent_at, request_at
-from emucsd_firmware.lookup.translator import extent_end, extent_of
-from emucsd_firmware.nand.state import LOOKUP, READ, Nand, job_at
-from emucsd_firmware.nand.timing import next_event, submit
+from emucsd_firmware.lookup.cache import prefetch_set, seek
+from emucsd_firmware.lookup.generate import generate
+from emucsd_firmware.lookup.state import PREFETCH, ROW_BYTES, Lookup, Request, Table, extent_at, request_at
+from emucsd_firmware.lookup.translator import extent_end, extent_of, row_id
+from emucsd_firmware.nand.state import LOOKUP, Nand, job_at
+from emucsd_firmware.nand.timing import next_event, submit_vector
 from emucsd_wire.nvme import Status
-from emucsd_wire.words import copy, fill, get_i64, jit, jit_inline, jit_unit, prefetch, put_i64
+from emucsd_wire.words import copy, fill, get_i64, get_u32, jit, jit_inline, jit_unit, prefetch, put_i64
 
 LINE = 64
 _UNRECOVERED = int(Status.UNRECOVERED_READ)
@@ -50,17 +52,35 @@ def _read(
 ) -> int:
     """Send out one read, of ``count`` bytes at ``inside`` the page. 0, or Unrecovered Read Error."""
     where = location(ftl, lpn)
+    if where == UNMAPPED:
+        if table.generated != 0:
+            table.flash_reads += 1
+            table.flash_bytes += nbytes
+            ftl.flash_reads += 1
+            submit_vector(nand, now, striped(ftl, lpn), nbytes, job)
+        else:
+            table.unwritten += 1
+        return 0
     if where >= 0:
         table.flash_reads += 1
         table.flash_bytes += nbytes
-    elif where == UNMAPPED:
-        table.unwritten += 1
     else:
         table.buffered += 1
     status = submit_read(ftl, nand, now, LOOKUP, lpn, nbytes, job)
     if status == 0 and ftl.marked_pages != 0 and _marked(ftl, table, lpn, inside, count):
         return _UNRECOVERED
     return status
+
+
+@jit_inline
+def striped(ftl: Ftl, lpn: int) -> int:
+    """The flash page that a logical page would have if pages had been striped in order, and never moved."""
+    turn = lpn // ftl.planes
+    plane = get_u32(ftl.stripes, lpn - turn * ftl.planes)
+    die, plane = plane >> ftl.plane_bits, plane & ((1 << ftl.plane_bits) - 1)
+    block = (turn >> ftl.page_bits) % ftl.plane_blocks
+    page = turn & ((1 << ftl.page_bits) - 1)
+    return (die << ftl.die_shift) | (((block << ftl.plane_bits) | plane) << ftl.page_bits) | page
 
 
 @jit
@@ -80,6 +100,8 @@ def _gather(
     """Put the vector at table byte ``byte`` together at ``target`` from its pieces. 0, or the failed one's status."""
     page_bytes, end = 1 << lookup.page_shift, byte + table.row_bytes
     job = lookup.first_job + request.number
+    if table.generated != 0:
+        generate(target, table.seed, byte // table.stride, table.dim)
     extent = extent_of(table, byte)
     while byte < end:
         if byte >= extent_end(table, extent):
@@ -92,10 +114,10 @@ def _gather(
         if status != 0:
             return status
         page = read_page(ftl, lpn)
-        if page == 0:
-            fill(target, 0, piece)
-        else:
+        if page != 0:
             copy(target, page + inside, piece)
+        elif table.generated == 0:
+            fill(target, 0, piece)
         target += piece
         byte += piece
     table.split += 1
@@ -114,7 +136,10 @@ def read_vectors(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Reques
         prefetch_page(ftl, get_i64(lookup.places, index) >> lookup.page_shift)
     done = 0
     if ftl.unreliable == 0 and ftl.marked_pages == 0:
-        done = _read_sound(lookup, ftl, nand, now, request, table, count)
+        if table.generated != 0 or lookup.hot.rows != 0:
+            done = _read_special(lookup, ftl, nand, now, request, table, count)
+        else:
+            done = _read_sound(lookup, ftl, nand, now, request, table, count)
     while done < count:
         status = _read_one(lookup, ftl, nand, _arrival(lookup, now, done), request, table, done)
         if status != 0:
@@ -162,7 +187,7 @@ def _read_sound(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Request
             where = location(ftl, lpn)
             if where >= 0:
                 reads += 1
-                submit(nand, now + (clock >> 10), READ, LOOKUP, where, nbytes, job, 0)
+                submit_vector(nand, now + (clock >> 10), where, nbytes, job)
         put_i64(rows, index, row)
         index += 1
     ftl.flash_reads += reads
@@ -174,9 +199,73 @@ def _read_sound(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Request
 
 
 @jit
+def _read_special(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Request, table: Table, count: int) -> int:
+    """``_read_sound`` where rows may be made from a seed, or be in the hot cache."""
+    shift, width, places, rows = lookup.page_shift, table.row_bytes, lookup.places, lookup.rows
+    mask, pitch = (1 << shift) - 1, (width + LINE - 1) & -LINE
+    nbytes = mask + 1 if request.grain != 0 else width
+    step, job = lookup.translate_step, lookup.first_job + request.number
+    forced = 1 if request.kind == PREFETCH else 0
+    reads, hits, unwritten, buffered, clock = 0, 0, 0, 0, 1023
+    index = 0
+    if lookup.hot.rows != 0:
+        for ahead in range(count):
+            prefetch_set(lookup.hot, request.table, row_id(request, request.cursor + ahead))
+    while index < count:
+        place = get_i64(places, index)
+        if place < 0:
+            break
+        clock += step
+        lpn = place >> shift
+        page, where = read_page(ftl, lpn), location(ftl, lpn)
+        row = page + (place & mask)
+        if page != 0:
+            _prefetch_row(row, width)
+        elif table.generated != 0:
+            row = lookup.pieces + index * pitch
+            generate(row, table.seed, row_id(request, request.cursor + index), table.dim)
+            where = striped(ftl, lpn)
+        else:
+            row = lookup.zeros
+        put_i64(rows, index, row)
+        if where >= 0:
+            if lookup.hot.rows != 0:
+                hit = seek(lookup, request, table, row_id(request, request.cursor + index), where, forced)
+            else:
+                hit = 0
+            if hit == 0:
+                reads += 1
+                submit_vector(nand, now + (clock >> 10), where, nbytes, job)
+            hits += hit
+        elif where == UNMAPPED:
+            unwritten += 1
+        else:
+            buffered += 1
+        index += 1
+    ftl.flash_reads += reads
+    table.flash_reads += reads
+    table.flash_bytes += reads * nbytes
+    table.unwritten += unwritten
+    table.buffered += buffered
+    return index
+
+
+@jit_inline
+def _cached(lookup: Lookup, ftl: Ftl, request: Request, table: Table, lpn: int, index: int) -> int:
+    """Whether the slice's vector ``index``, which lies on page ``lpn`` alone, is a hit."""
+    where = location(ftl, lpn)
+    if where == UNMAPPED and table.generated != 0:
+        where = striped(ftl, lpn)
+    if where < 0 or lookup.hot.rows == 0:
+        return 0
+    forced = 1 if request.kind == PREFETCH else 0
+    return seek(lookup, request, table, row_id(request, request.cursor + index), where, forced)
+
+
+@jit
 def _read_one(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Request, table: Table, index: int) -> int:
     """One vector of the slice, whatever it is. 0, or the status of its failure."""
-    place = get_i64(lookup.places, index)
+    place, status = get_i64(lookup.places, index), 0
     if place < 0:
         row = lookup.pieces + index * ROW_BYTES
         status = _gather(lookup, ftl, nand, now, request, table, -1 - place, row)
@@ -184,9 +273,14 @@ def _read_one(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Request, 
         page_bytes, width = 1 << lookup.page_shift, table.row_bytes
         lpn, inside = place >> lookup.page_shift, place & (page_bytes - 1)
         nbytes = page_bytes if request.grain != 0 else width
-        status = _read(ftl, nand, now, table, lpn, inside, width, nbytes, lookup.first_job + request.number)
+        if _cached(lookup, ftl, request, table, lpn, index) == 0:
+            status = _read(ftl, nand, now, table, lpn, inside, width, nbytes, lookup.first_job + request.number)
         page = read_page(ftl, lpn)
-        row = lookup.zeros if page == 0 else page + inside
+        if page == 0 and table.generated != 0:
+            row = lookup.pieces + index * ROW_BYTES
+            generate(row, table.seed, row_id(request, request.cursor + index), table.dim)
+        else:
+            row = lookup.zeros if page == 0 else page + inside
         _prefetch_row(row, width)
     put_i64(lookup.rows, index, row)
     return status

@@ -21,8 +21,10 @@ from emucsd_firmware.lookup.state import (
     READING,
     READY,
     SUM,
+    SWAP,
     TAGGED,
     TAKEN,
+    UPDATE,
     Lookup,
     Request,
     Table,
@@ -30,9 +32,11 @@ from emucsd_firmware.lookup.state import (
     table_at,
 )
 from emucsd_firmware.lookup.translator import first_out_of_range, translate
+from emucsd_firmware.lookup.updates import ROOM, store_rows, swap
 from emucsd_firmware.lookup.vsum import add_slice, average, clear
 from emucsd_firmware.nand.jobs import close_job, open_job
 from emucsd_firmware.nand.state import Nand
+from emucsd_firmware.nand.timing import next_event
 from emucsd_wire.nvme import Status
 from emucsd_wire.words import get_u32, jit, jit_inline, jit_unit
 
@@ -124,6 +128,8 @@ def enqueue(lookup: Lookup, now: int, number: int) -> None:
     request.state = QUEUED
     request.cursor = request.first
     request.bag = 0
+    request.hits = 0
+    request.floor = 0
     request.started = now
     request.next = -1
     table_at(lookup.tables, request.table).active += 1
@@ -147,7 +153,10 @@ def pump(lookup: Lookup, ftl: Ftl, nand: Nand, now: int) -> None:
         return
     request = request_at(lookup.requests, lookup.head)
     table = table_at(lookup.tables, request.table)
-    if request.abandoned != 0 or request.status != 0:
+    if request.kind >= UPDATE:
+        if not _change(lookup, ftl, nand, now, request, table):
+            return
+    elif (request.abandoned != 0 and request.kind == SUM) or request.status != 0:
         _leave_queue(lookup, nand, now, request, table)
     else:
         room = path_room(lookup, nand)
@@ -162,12 +171,14 @@ def pump(lookup: Lookup, ftl: Ftl, nand: Nand, now: int) -> None:
 def _slice(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Request, table: Table, most: int) -> None:
     """Translate, read and add up to ``most`` of a request's vectors; let go of it when they were the last ones."""
     if request.state == QUEUED:
-        _begin(lookup, nand, request)
-        clear(request, table)
+        _begin(lookup, nand, request, table)
+        if request.kind == SUM:
+            clear(request, table)
     count = min(most, request.ids - request.cursor)
     translate(lookup, table, request, count)
     count = read_vectors(lookup, ftl, nand, now, request, table, count)
-    add_slice(lookup, request, table, count)
+    if request.kind == SUM:
+        add_slice(lookup, request, table, count)
     request.cursor += count
     lookup.translator_free = now + _nanoseconds(lookup, count * lookup.translate_cycles)
     if request.cursor == request.ids or request.status != 0:
@@ -177,13 +188,35 @@ def _slice(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Request, tab
 
 
 @jit
-def _begin(lookup: Lookup, nand: Nand, request: Request) -> None:
+def _change(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Request, table: Table) -> bool:
+    """A slice of an update, or a swap. :returns: False: there is no room on the flash yet, ``wake`` says when"""
+    if request.state == QUEUED:
+        _begin(lookup, nand, request, table)
+    if request.status == 0 and request.kind == SWAP:
+        swap(lookup, request)
+    elif request.status == 0:
+        if nand.room < ROOM:
+            lookup.wake = max(now, next_event(nand))
+            return False
+        store_rows(lookup, ftl, nand, now, request, table)
+    if request.kind == SWAP or request.cursor == request.ids or request.status != 0:
+        if request.kind == UPDATE and request.cursor != request.first:
+            table.version += 1
+        _leave_queue(lookup, nand, now, request, table)
+    return True
+
+
+@jit
+def _begin(lookup: Lookup, nand: Nand, request: Request, table: Table) -> None:
     request.state = READING
     request.above = -1
     request.below = lookup.reading
     if lookup.reading >= 0:
         request_at(lookup.requests, lookup.reading).above = request.number
     lookup.reading = request.number
+    lookup.serial += 1
+    request.serial = lookup.serial
+    request.version = table.version
     open_job(nand, lookup.first_job + request.number)
 
 
@@ -192,8 +225,11 @@ def _leave_queue(lookup: Lookup, nand: Nand, now: int, request: Request, table: 
     """The translator is done with a request: all its reads are out, or it has failed, or nobody wants it."""
     lookup.head = request.next
     if request.state == QUEUED:
-        _begin(lookup, nand, request)
-    _charge(lookup, request, table)
+        _begin(lookup, nand, request, table)
+    if request.kind < UPDATE:
+        _charge(lookup, request, table)
+    elif request.kind == SWAP:
+        table_at(lookup.tables, request.other).active -= 1
     finish = close_job(nand, lookup.first_job + request.number, now)
     if finish >= 0:
         _settle(lookup, request, finish)
@@ -201,11 +237,16 @@ def _leave_queue(lookup: Lookup, nand: Nand, now: int, request: Request, table: 
 
 @jit
 def _charge(lookup: Lookup, request: Request, table: Table) -> None:
-    """The adders' time for a request's vectors; they take those of all requests in turn."""
+    """The cache's and the adders' time for a request's vectors; they take those of all requests in turn."""
     vectors = request.cursor - request.first
+    added = vectors if request.kind == SUM else 0
     start = max(lookup.adder_free, request.started)
-    lookup.adder_free = start + _nanoseconds(lookup, vectors * table.add_cycles)
+    lookup.adder_free = start + _nanoseconds(lookup, added * table.add_cycles)
     request.floor = max(lookup.adder_free, lookup.translator_free + _nanoseconds(lookup, table.add_cycles))
+    if request.hits != 0:
+        hot = lookup.hot
+        hot.port_free = max(hot.port_free, request.started) + _nanoseconds(lookup, request.hits * hot.cycles)
+        request.floor = max(request.floor, hot.port_free + _nanoseconds(lookup, table.add_cycles))
     table.requests += 1
     table.bags += request.bags
     table.vectors += vectors
@@ -226,7 +267,9 @@ def _settle(lookup: Lookup, request: Request, finish: int) -> None:
         give(lookup, request.number)
         return
     table = table_at(lookup.tables, request.table)
-    request.ready = max(finish + _nanoseconds(lookup, table.add_cycles), request.floor)
+    if request.kind < UPDATE:
+        finish += _nanoseconds(lookup, table.add_cycles)
+    request.ready = max(finish, request.floor)
     request.state = READY
     request.next = -1
     if request.owner >= 0:

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from emucsd_firmware.lookup.state import QUEUED, READING, SLICE, SLICE_BYTES, LookupMemory
+from emucsd_firmware.lookup.requests import queue_swap
+from emucsd_firmware.lookup.state import QUEUED, READING, SLICE, SLICE_BYTES, SWAP, LookupMemory
 from emucsd_wire.nvme import Status
 from emucsd_wire.vendor import (
     MAX_DIM,
     MAX_EXTENTS,
+    MAX_ROW_BYTES,
     MAX_TABLES,
     TABLE_ENTRY,
     TABLE_LIST_BYTES,
@@ -20,11 +22,17 @@ from emucsd_wire.vendor import (
     TABLE_VERSION,
     Dtype,
     TableEntry,
+    TableFlag,
     TableHeader,
     TableStats,
+    content_bytes,
 )
 
-_COUNTERS = ("requests", "bags", "vectors", "flash_reads", "flash_bytes", "buffered", "unwritten", "split", "failed")
+_COUNTERS = (
+    *("requests", "bags", "vectors", "flash_reads", "flash_bytes", "buffered", "unwritten", "split", "failed"),
+    *("version", "updated", "hits", "misses", "admitted", "evicted"),
+)
+_SHAPE = ("port", "nsid", "lba_shift", "kind", "dim", "rows", "stride")  # what two tables that are swapped share
 _GENERATIONS = 1 << 25  # handles are generation * MAX_TABLES + slot, in 32 bits, as the host sees them
 
 
@@ -42,6 +50,14 @@ class TableRefused(Exception):
     def __init__(self, status: Status, reason: str) -> None:
         super().__init__(reason)
         self.status = status
+
+
+_DTYPES = tuple(int(kind) for kind in Dtype)
+
+
+def _stride(header: TableHeader) -> int:
+    """Bytes from one row to the next."""
+    return header.row_bytes or content_bytes(header.dtype, header.dim)
 
 
 def _signed(value: int) -> int:
@@ -72,12 +88,21 @@ class Tables:
         return int(self.records[slot]["handle"])
 
     def _check(self, header: TableHeader, extents: NDArray[Any], space: Space) -> None:
-        if header.version != TABLE_VERSION:
-            raise TableRefused(
-                Status.INVALID_FIELD, f"table version {header.version}; this drive knows {TABLE_VERSION}"
-            )
-        if header.dtype != Dtype.FP32 or not 1 <= header.dim <= MAX_DIM or header.rows == 0:
-            reason = f"{header.rows} rows of {header.dim} of dtype {header.dtype}; rows are 1 to {MAX_DIM} FP32 (0)"
+        if header.version == 1:
+            plain = not (header.seed or header.row_bytes or header.flags or header.dtype)
+        else:
+            plain = header.version == TABLE_VERSION and header.flags <= TableFlag.GENERATED
+        if not plain:
+            reason = f"table version {header.version}, flags {header.flags:#x}; this drive knows up to {TABLE_VERSION}"
+            raise TableRefused(Status.INVALID_FIELD, reason)
+        if header.dtype not in _DTYPES or not 1 <= header.dim <= MAX_DIM or header.rows == 0:
+            reason = f"{header.rows} rows of {header.dim} of dtype {header.dtype}; rows are 1 to {MAX_DIM} of {_DTYPES}"
+            raise TableRefused(Status.LOOKUP_TABLE_SHAPE, reason)
+        if header.flags & TableFlag.GENERATED and header.dtype != Dtype.FP32:
+            raise TableRefused(Status.LOOKUP_TABLE_SHAPE, f"dtype {header.dtype}; generated rows are FP32 (0)")
+        content = content_bytes(header.dtype, header.dim)
+        if header.row_bytes and not content <= header.row_bytes <= MAX_ROW_BYTES:
+            reason = f"rows {header.row_bytes} bytes apart; they take {content}, and {MAX_ROW_BYTES} is the most"
             raise TableRefused(Status.LOOKUP_TABLE_SHAPE, reason)
         if not 1 <= header.extents <= MAX_EXTENTS or len(extents) != header.extents:
             reason = f"{header.extents} extents announced, {len(extents)} given; a table has 1 to {MAX_EXTENTS}"
@@ -97,8 +122,9 @@ class Tables:
                 raise TableRefused(Status.LOOKUP_TABLE_SHAPE, reason)
             bounds.append((first, space.first_lpn * self.page_bytes + slba * space.lba_bytes - first))
             first += blocks * space.lba_bytes
-        if header.rows * header.dim * 4 > first:
-            reason = f"{header.rows} rows of {header.dim * 4} bytes; the extents hold {first} bytes"
+        stride = _stride(header)
+        if (header.rows - 1) * stride + content_bytes(header.dtype, header.dim) > first:
+            reason = f"{header.rows} rows {stride} bytes apart; the extents hold {first} bytes"
             raise TableRefused(Status.LOOKUP_TABLE_SHAPE, reason)
         return [*bounds, (first, 0)]
 
@@ -109,12 +135,27 @@ class Tables:
             table = self.records[slot]
             if (table["port"], table["nsid"], table["name_hash"]) != (port, header.nsid, name):
                 continue
-            shape = (int(table["rows"]), int(table["dim"]), int(table["extent_count"]) + 1)
-            known = self.memory.extents[slot][: shape[2]].tolist()
-            if shape != (header.rows, header.dim, len(bounds)) or known != bounds:
+            place, _ = self._after_swaps(slot)
+            shape = tuple(int(table[name]) for name in ("rows", "dim", "kind", "stride"))
+            made = tuple(int(self.records[place][name]) for name in ("generated", "seed"))
+            count = int(self.records[place]["extent_count"]) + 1
+            wanted = (header.rows, header.dim, header.dtype, _stride(header))
+            seed = (int(header.flags & TableFlag.GENERATED), _signed(header.seed))
+            known = self.memory.extents[place][:count].tolist()
+            if shape != wanted or made != seed or known != bounds:
                 raise TableRefused(Status.LOOKUP_TABLE_EXISTS, f"table {slot} has this name and another shape or place")
             return slot
         return -1
+
+    def _after_swaps(self, slot: int) -> tuple[int, int]:
+        """The slot whose place this table will have once all that is queued is done, and how many swaps that takes."""
+        requests, number, swaps = self.memory.requests, self.memory.head, 0
+        while number >= 0:
+            request = requests[number]
+            if request["kind"] == SWAP and slot in (request["table"], request["other"]):
+                slot, swaps = int(request["table"] + request["other"]) - slot, swaps + 1
+            number = int(request["next"])
+        return slot, swaps
 
     def _fill(self, port: int, header: TableHeader, bounds: list[tuple[int, int]], space: Space) -> int:
         unused = np.flatnonzero((self.records["handle"] == 0) & (self.records["active"] == 0))
@@ -124,7 +165,7 @@ class Tables:
         self.memory.extents[slot][: len(bounds)] = bounds
         table = self.records[slot]
         generation = int(table["generation"]) % _GENERATIONS + 1
-        row_bytes = header.dim * 4
+        content = content_bytes(header.dtype, header.dim)
         settings = self.memory.settings
         values = {
             "handle": generation * MAX_TABLES + slot,
@@ -134,13 +175,17 @@ class Tables:
             "name_hash": _signed(header.name_hash),
             "rows": header.rows,
             "dim": header.dim,
-            "row_bytes": row_bytes,
+            "kind": header.dtype,
+            "row_bytes": content,
+            "stride": _stride(header),
             "sum_bytes": 4 * header.dim,
+            "generated": header.flags & TableFlag.GENERATED,
+            "seed": _signed(header.seed),
             "extents": self.memory.extents[slot].ctypes.data,
             "extent_count": len(bounds) - 1,
             "lba_shift": space.lba_bytes.bit_length() - 1,
-            "whole": self._whole(bounds, row_bytes),
-            "slice": min(SLICE, max(8, SLICE_BYTES // row_bytes)),
+            "whole": self._whole(bounds, _stride(header)),
+            "slice": min(SLICE, max(8, SLICE_BYTES // content)),
             "add_cycles": -(-header.dim // settings.sum_lanes) * settings.sum_cycles,
         }
         self.records[slot] = np.zeros((), self.records.dtype)
@@ -148,10 +193,10 @@ class Tables:
             table[name] = value
         return slot
 
-    def _whole(self, bounds: list[tuple[int, int]], row_bytes: int) -> int:
+    def _whole(self, bounds: list[tuple[int, int]], stride: int) -> int:
         """1 when every row lies in one page of one extent."""
-        aligned = all((base + first) % row_bytes == 0 and first % row_bytes == 0 for first, base in bounds[:-1])
-        return int(self.page_bytes % row_bytes == 0 and aligned)
+        aligned = all((base + first) % stride == 0 and first % stride == 0 for first, base in bounds[:-1])
+        return int(self.page_bytes % stride == 0 and aligned)
 
     def _open(self) -> Iterator[int]:
         yield from np.flatnonzero(self.records["handle"]).tolist()
@@ -171,6 +216,17 @@ class Tables:
         table["opens"] -= 1
         if not table["opens"]:
             table["handle"] = 0
+
+    def swap(self, port: int, first: int, second: int, now: int) -> None:
+        """Two tables, by their handles, exchange places once every lookup that was sent has been worked on."""
+        slots = [self._slot(port, handle) for handle in (first, second)]
+        one, two = (tuple(int(self.records[slot][name]) for name in _SHAPE) for slot in slots)
+        if slots[0] == slots[1] or one != two:
+            shapes = " and ".join(str(dict(zip(_SHAPE, shape, strict=True))) for shape in (one, two))
+            raise TableRefused(Status.LOOKUP_TABLE_SHAPE, f"only two tables of one shape change places; {shapes}")
+        status = queue_swap(self.memory.address, now, port, *slots)
+        if status:
+            raise TableRefused(Status(status), "every request is in use; read an answer first")
 
     def close_port(self, port: int) -> None:
         """A controller reset: the port's tables are closed. Its requests must have been dropped (``reset_port``)."""
@@ -200,8 +256,10 @@ class Tables:
 
     def stats(self, port: int, handle: int) -> bytes:
         """TABLE_STATS' data."""
-        table = self.records[self._slot(port, handle)]
-        return TABLE_STATS.pack(TableStats(**{name: int(table[name]) for name in _COUNTERS}, reserved=bytes(56)))
+        slot = self._slot(port, handle)
+        counters = {name: int(self.records[slot][name]) for name in _COUNTERS}
+        counters["version"] += self._after_swaps(slot)[1]  # for its host they have happened
+        return TABLE_STATS.pack(TableStats(**counters, reserved=bytes(8)))
 
     def count(self, port: int) -> int:
         """Open tables of a port."""
@@ -214,10 +272,13 @@ def _entry(table: Any) -> TableEntry:
         nsid=int(table["nsid"]),
         rows=int(table["rows"]),
         dim=int(table["dim"]),
-        dtype=int(Dtype.FP32),
+        dtype=int(table["kind"]),
         port=int(table["port"]),
         extents=int(table["extent_count"]),
         opens=int(table["opens"]),
         name_hash=int(table["name_hash"]) % (1 << 64),
-        reserved=bytes(24),
+        version=int(table["version"]),
+        row_bytes=int(table["stride"]),
+        flags=int(table["generated"]),
+        reserved=bytes(8),
     )

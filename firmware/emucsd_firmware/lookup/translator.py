@@ -60,15 +60,15 @@ def first_out_of_range(table: Table, request: Request) -> int:
 @jit
 def translate(lookup: Lookup, table: Table, request: Request, count: int) -> None:
     """Fill ``lookup.places`` for ``count`` ids from ``request.cursor`` on."""
-    first, width, places = request.cursor, table.row_bytes, lookup.places
+    first, width, stride, places = request.cursor, table.row_bytes, table.stride, lookup.places
     if table.extent_count == 1 and table.whole != 0:
         base = extent_at(table.extents, 0).base
         for index in range(count):
-            put_i64(places, index, base + row_id(request, first + index) * width)
+            put_i64(places, index, base + row_id(request, first + index) * stride)
         return
     mask = (1 << lookup.page_shift) - 1
     for index in range(count):
-        byte = row_id(request, first + index) * width
+        byte = row_id(request, first + index) * stride
         extent = extent_of(table, byte)
         place = extent_at(table.extents, extent).base + byte
         if table.whole == 0 and ((place & mask) + width > mask + 1 or byte + width > extent_end(table, extent)):

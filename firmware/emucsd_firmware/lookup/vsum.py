@@ -15,6 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from emucsd_firmware.lookup.rows import FP32, add_weighted
 from emucsd_firmware.lookup.state import Lookup, Request, Table
 from emucsd_wire.words import copy, fill, get_u32, jit, jit_inline
 
@@ -108,12 +109,37 @@ divide: Callable[[int, int, int], None] = _divide
 @jit
 def add_slice(lookup: Lookup, request: Request, table: Table, count: int) -> None:
     """Add the slice's ``count`` vectors, from ``request.cursor`` on, to the bags that they belong to."""
+    if table.kind == FP32 and request.weights == 0:
+        _add_plain(lookup, request, table, count)
+    else:
+        _add_others(lookup, request, table, count)
+
+
+@jit_inline
+def _add_plain(lookup: Lookup, request: Request, table: Table, count: int) -> None:
     bag, taken = request.bag, 0
     while taken < count:
         end = get_u32(request.offsets, bag + 1) - request.cursor
         if end > taken:
             piece = min(end, count) - taken
             add_rows(request.result + bag * request.stride, lookup.rows + 8 * taken, piece, table.dim)
+            taken += piece
+        if end <= taken:
+            bag += 1
+    request.bag = bag
+
+
+@jit
+def _add_others(lookup: Lookup, request: Request, table: Table, count: int) -> None:
+    """Rows of any type, each multiplied by its weight: where none are given by 1, which changes no bit."""
+    bag, taken = request.bag, 0
+    weights = lookup.ones if request.weights == 0 else request.weights + 4 * request.cursor
+    while taken < count:
+        end = get_u32(request.offsets, bag + 1) - request.cursor
+        if end > taken:
+            piece = min(end, count) - taken
+            sums, rows = request.result + bag * request.stride, lookup.rows + 8 * taken
+            add_weighted(table.kind, sums, rows, weights + 4 * taken, piece, table.dim)
             taken += piece
         if end <= taken:
             bag += 1

@@ -134,6 +134,7 @@ IO_EFFECTS: dict[int, Effect] = {
     Io.LOOKUP_READ: Effect.SUPPORTED,
     Io.TUNNEL_SEND: Effect.SUPPORTED,
     Io.TUNNEL_RECEIVE: Effect.SUPPORTED,
+    Io.TABLE_UPDATE: _DATA,
     Io.RM_SEND: Effect.SUPPORTED,
     Io.RM_READ: Effect.SUPPORTED,
     Io.RM_WEIGHTS: Effect.SUPPORTED,

@@ -15,7 +15,7 @@ from emucsd_firmware.nvme.io import (
     write,
     write_uncorrectable,
 )
-from emucsd_firmware.nvme.lookups import lookup_read, lookup_send
+from emucsd_firmware.nvme.lookups import lookup_read, lookup_send, table_update
 from emucsd_firmware.nvme.queues import NAMESPACES, PortState, namespace_at
 from emucsd_firmware.nvme.recssd import marked, moved_bytes, recssd_command
 from emucsd_firmware.nvme.sessions import rm_read, rm_send, rm_weights
@@ -32,6 +32,7 @@ _WRITE_UNCORRECTABLE, _COMPARE = int(nvme.Io.WRITE_UNCORRECTABLE), int(nvme.Io.C
 _WRITE_ZEROES, _DSM = int(nvme.Io.WRITE_ZEROES), int(nvme.Io.DATASET_MANAGEMENT)
 _VERIFY, _COPY = int(nvme.Io.VERIFY), int(nvme.Io.COPY)
 _SEND, _READ_SUMS = int(nvme.Io.LOOKUP_SEND), int(nvme.Io.LOOKUP_READ)
+_UPDATE = int(nvme.Io.TABLE_UPDATE)
 _TUNNEL_SEND, _TUNNEL_RECEIVE = int(nvme.Io.TUNNEL_SEND), int(nvme.Io.TUNNEL_RECEIVE)
 _RM_SEND, _RM_READ, _RM_WEIGHTS = int(nvme.Io.RM_SEND), int(nvme.Io.RM_READ), int(nvme.Io.RM_WEIGHTS)
 _FUSE = 3
@@ -67,7 +68,7 @@ def incoming_bytes(drive: DriveState, port: PortState, sqe: Sqe) -> int:
     opcode = signed(sqe.opcode)
     if opcode == _WRITE or opcode == _COMPARE:
         return touched_bytes(drive, port, sqe)
-    if opcode == _SEND or opcode == _TUNNEL_SEND or opcode == _RM_SEND or opcode == _RM_WEIGHTS:
+    if opcode == _SEND or opcode == _TUNNEL_SEND or opcode == _RM_SEND or opcode == _RM_WEIGHTS or opcode == _UPDATE:
         return min(signed(sqe.cdw12), nvme.MAX_TRANSFER)
     if opcode == _DSM:
         return 16 * ((signed(sqe.cdw10) & 0xFF) + 1)
@@ -123,6 +124,8 @@ def _execute_rare(drive: DriveState, port: PortState, slot: int, command: Comman
     opcode = command.opcode
     if opcode == _RM_WEIGHTS:
         return rm_weights(drive, port, command, sqe)
+    if opcode == _UPDATE:
+        return table_update(drive, port, slot, command, sqe)
     if opcode == _DSM:
         return dataset_management(drive, port, slot, command, sqe)
     if opcode == _WRITE_ZEROES:

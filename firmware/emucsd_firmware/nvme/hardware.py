@@ -45,6 +45,10 @@ class DriveBorder(Protocol):
     clock: str
     """``real`` or ``virtual``; with the latter nothing that the control plane does takes time."""
 
+    def clock_now(self) -> int:
+        """The drive's time in ns."""
+        ...
+
     def health(self) -> Health:
         """Wear and temperature."""
         ...

@@ -1,4 +1,4 @@
-"""The lookup engine's admin commands: tables opened, closed, listed and counted (``emucsd_wire.vendor``)."""
+"""The lookup engine's admin commands: tables opened, closed, swapped, listed and counted (``emucsd_wire.vendor``)."""
 
 from __future__ import annotations
 
@@ -50,6 +50,11 @@ class TableCommands:
         """TABLE_CLOSE (C0h)."""
         self.tables.close(controller.number, request.sqe.cdw11)
 
+    def swap(self, controller: Controller, request: Request) -> None:
+        """TABLE_SWAP (C4h). What is sent after its completion sees the tables exchanged."""
+        now = controller.drive.clock_now()
+        self.tables.swap(controller.number, request.sqe.cdw11, request.sqe.cdw12, now)
+
     def list(self, controller: Controller, request: Request) -> int:
         """TABLE_LIST (C2h). :returns: how many tables are open"""
         if request.sqe.cdw10 != TABLE_LIST_BYTES:
@@ -74,12 +79,14 @@ def register_table_commands(controller: Controller, tables: Tables) -> None:
         VendorAdmin.TABLE_OPEN: commands.open,
         VendorAdmin.TABLE_CLOSE: commands.close,
         VendorAdmin.TABLE_LIST: commands.list,
+        VendorAdmin.TABLE_SWAP: commands.swap,
         VendorAdmin.TABLE_STATS: commands.stats,
     }
     for opcode, handler in handlers.items():
         controller.register_admin(opcode, _with_the_drive_held(handler))
     for opcode in (Io.LOOKUP_SEND, Io.LOOKUP_READ):
         controller.register_io(opcode, Effect.SUPPORTED)
+    controller.register_io(Io.TABLE_UPDATE, Effect.SUPPORTED | Effect.CHANGES_DATA)
     controller.on_reset.append(lambda: tables.close_port(controller.number))
 
     def namespace_gone(nsid: int, port: int | None) -> None:

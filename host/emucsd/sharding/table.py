@@ -17,11 +17,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from emucsd.bags import bags_of
 from emucsd.errors import EmucsdError, InvalidArgument
 from emucsd.lookup import IndexOutOfRange, RowUnreadable
 from emucsd.rows import checked_rows, shape_of
 from emucsd.sharding.fleet import Fleet, spread
-from emucsd.table import Rows, Table, _bags, lookup_many
+from emucsd.table import Rows, Table, lookup_many
 
 Pair = tuple[ArrayLike, ArrayLike]
 
@@ -97,7 +98,7 @@ class ShardedTable:
         :raises RowUnreadable: a drive's flash has lost a row that is needed
         :raises ShardLost: a drive is gone
         """
-        ids, bounds = _bags(indices, offsets, include_last_offset)
+        ids, bounds, _ = bags_of(indices, offsets, include_last_offset=include_last_offset)
         self._check(ids)
         weights = options.pop("per_sample_weights", None)
         mode = options.pop("mode", "sum")
