@@ -72,3 +72,25 @@ def test_refusals(drive: Drive) -> None:
         Placed.open(drive, "plain")
     Table.drop(drive, "plain")
     Placed.drop(drive, "small")
+
+
+def test_changes_by_id(drive: Drive) -> None:
+    """Updates, swaps and ids that stand for nothing go by ids as well."""
+    rng = np.random.default_rng(3)
+    rows, others = rng.standard_normal((2, 64, 8), np.float32)
+    bags = bags_of(np.array([5, 3]), rng.integers(0, 64, 8))
+    learnt = by_frequency(bags, 64, 16)
+    with Placed.create(drive, "one", rows, learnt) as one, Placed.create(drive, "other", others, learnt) as other:
+        rows[[7, 60]] = rng.standard_normal((2, 8), np.float32)
+        one.update([60, 7], rows[[60, 7]])
+        assert np.array_equal(one.lookup(*bags.pair), sums_in_order(rows, bags))
+        one.swap(other)
+        assert np.array_equal(one.lookup(*bags.pair), sums_in_order(others, bags))
+        assert np.array_equal(other.lookup([[1, 63, 2]], padding_idx=-1)[0], rows[1] + rows[2])
+        with pytest.raises(InvalidArgument, match="cache_rows"):
+            one.prefetch([1, 2])
+        third = Placed.create(drive, "third", rows, Placement(learnt.places[::-1].copy(), "other"))
+        with third, pytest.raises(PlacementError, match="different maps"):
+            one.swap(third)
+    for name in ("one", "other", "third"):
+        Placed.drop(drive, name)

@@ -152,11 +152,32 @@ class Placed:
 
     def lookup(self, indices: ArrayLike, offsets: ArrayLike | None = None, *args: Any, **options: Any) -> Rows:
         """Sums of rows, one a bag: arguments and errors of ``Table.lookup``, bits of the table in the order of ids."""
+        if (padding := options.get("padding_idx")) is not None:
+            options["padding_idx"] = int(self.places([padding + len(self) if padding < 0 else padding])[0])
         try:
             return self.table.lookup(self.places(indices), offsets, *args, **options)
         except RowUnreadable as error:
             ids = np.asarray(indices).reshape(-1)
             raise RowUnreadable(error.position, int(ids[error.position])) from error
+
+    def prefetch(self, indices: ArrayLike) -> None:
+        """See ``Table.prefetch``."""
+        self.table.prefetch(self.places(indices))
+
+    def update(self, ids: ArrayLike, rows: Rows) -> None:
+        """Replace rows, in any order: see ``Table.update``."""
+        self.table.update(self.places(ids), rows)
+
+    def swap(self, other: Placed) -> None:
+        """Exchange all rows with another table of the same placement: see ``Table.swap``.
+
+        :raises PlacementError: its map is another; no command exchanges rows and the host's maps in one step
+        """
+        if not np.array_equal(self.placement.places, other.placement.places):
+            raise PlacementError(
+                f"{self.name!r} and {other.name!r} have different maps; store one by the other's placement"
+            )
+        self.table.swap(other.table)
 
     def read_rows(self, first: int = 0, count: int | None = None) -> Rows:
         """Rows by ids from ``first`` on. The stored ones are read whole and in order where that is less work."""

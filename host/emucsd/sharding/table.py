@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -88,9 +88,12 @@ class ShardedTable:
         self,
         indices: ArrayLike,
         offsets: ArrayLike | None = None,
+        grain: Literal["vector", "page"] = "vector",
         *,
         include_last_offset: bool = False,
-        **options: Any,
+        mode: Literal["sum", "mean"] = "sum",
+        per_sample_weights: ArrayLike | None = None,
+        padding_idx: int | None = None,
     ) -> Rows:
         """Sums of rows, one a bag: arguments of ``Table.lookup``; partial sums are added in the drives' order.
 
@@ -98,20 +101,27 @@ class ShardedTable:
         :raises RowUnreadable: a drive's flash has lost a row that is needed
         :raises ShardLost: a drive is gone
         """
-        ids, bounds, _ = bags_of(indices, offsets, include_last_offset=include_last_offset)
+        if mode not in ("sum", "mean") or (mode == "mean" and per_sample_weights is not None):
+            raise InvalidArgument(f"mode {mode!r}: 'sum', or 'mean' without per_sample_weights")
+        ids, bounds, weights = bags_of(
+            indices,
+            offsets,
+            include_last_offset=include_last_offset,
+            per_sample_weights=per_sample_weights,
+            padding_idx=padding_idx,
+            rows=len(self),
+        )
         self._check(ids)
-        weights = options.pop("per_sample_weights", None)
-        mode = options.pop("mode", "sum")
-        if mode not in ("sum", "mean") or (mode == "mean" and weights is not None):
-            raise InvalidArgument(f"mode {mode!r}: 'sum', or 'mean' without weights")
         count = len(self.fleet)
         owner = ids % count
         calls: dict[int, Callable[[], Rows]] = {}
         for number, shard in enumerate(self.shards):
             mine = owner == number
             starts = np.concatenate([[0], np.cumsum(mine)])[bounds]
-            extra = {} if weights is None else {"per_sample_weights": np.asarray(weights)[mine]}
-            calls[number] = self._call(shard, ids[mine] // count, starts, np.flatnonzero(mine), {**options, **extra})
+            extra: dict[str, Any] = {"grain": grain}
+            if weights is not None:
+                extra["per_sample_weights"] = weights[mine]
+            calls[number] = self._call(shard, ids[mine] // count, starts, np.flatnonzero(mine), extra)
         parts = self.fleet.each(calls, self._held)
         sums = parts[0].copy()
         for number in range(1, count):
