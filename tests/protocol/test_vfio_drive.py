@@ -17,6 +17,8 @@ from emucsd_firmware.drive import Drive
 from emucsd_firmware.profile import load
 from emucsd_wire import paths
 from emucsd_wire.nvme import Admin, Io, Register, Status
+from emucsd_wire.rm import RM_REGISTERS_OFFSET
+from emucsd_wire.vfio_user import REGION_INFO, SPARSE_MMAP, Command, Region, RegionInfo
 from tests.protocol.test_vfio_fuzz import descriptors, drain, payload
 from tests.protocol.vfio_nvme import ENTRIES, Host, enable
 from tests.protocol.vfio_peer import OWN_JSON, QEMU_JSON, STEPS, Closed, Peer, memfd, open_fds
@@ -246,3 +248,24 @@ def nonsense(chance: random.Random, host: Host, fd: int) -> None:
     else:
         at = chance.randrange(0xB000)
         host.memory[at : at + 8] = chance.randbytes(8)
+
+
+def test_registers_of_sessions(stand: Stand) -> None:
+    """The page behind the doorbells is one memory, mapped or by messages; what is the drive's stays the drive's."""
+    peer = stand.connect()
+    peer.negotiate(OWN_JSON)
+    request = REGION_INFO.pack(RegionInfo(64, 0, Region.BAR0, 0, 0, 0))
+    answer = peer.call(Command.DEVICE_GET_REGION_INFO, request)
+    info = REGION_INFO.unpack(answer.payload)
+    area = SPARSE_MMAP.unpack(answer.payload, info.cap_offset)
+    with mmap.mmap(answer.fds[0], area.size, offset=info.offset + area.offset) as pages:
+        pages[0x1040:0x104C] = struct.pack("<3I", 7, 8, 9)  # samples, lookups and flags of the second session
+        assert peer.read(Region.BAR0, RM_REGISTERS_OFFSET + 0x40, 12) == struct.pack("<3I", 7, 8, 9)
+        assert peer.write(Region.BAR0, RM_REGISTERS_OFFSET + 0x48, struct.pack("<2I", 10, 11)) == 0
+        assert pages[0x1040:0x1050] == struct.pack("<4I", 7, 8, 10, 0)
+        stand.drive.queues[0].sessions[0x10] = 5
+        assert pages[0x1010] == 5
+        pages[0x1000:0x2000] = bytes(0x1000)
+    os.close(answer.fds[0])
+    peer.close()
+    stand.settle()
