@@ -131,12 +131,23 @@ def _show_one(name: str, drive: Tree, console: Console) -> None:
     console.print(_flash(stats["nand"]))
     console.print(_ftl(stats["ftl"]), soft_wrap=True)
     console.print(_tunnel(stats["tunnel"]), soft_wrap=True)
+    for session in stats["sessions"]["sessions"]:
+        console.print(_session(session), soft_wrap=True)
     late = stats["lateness_us"]
     if late["count"]:
         p50, p99 = (show_time(late[key] * 1000) for key in ("p50", "p99"))
         console.print(
             f"  completions came later than modelled by {p50} (median), {p99} (99th percentile)", soft_wrap=True
         )
+
+
+def _session(session: Tree) -> str:
+    busy = ", ".join(f"{stage} {show_time(ns)}" for stage, ns in session["busy_ns"].items())
+    return (
+        f"  session {session['id']:#x} of port {session['port']}: {show_count(session['inferred'])} samples in "
+        f"{show_count(session['ended'])} batches ({show_count(session['failed'])} failed), {session['in_flight']} in "
+        f"flight, {show_count(session['lookups'])} lookups; stages busy: {busy}"
+    )
 
 
 def _port(port: Tree) -> str:
