@@ -10,10 +10,13 @@ import pytest
 
 from emucsd import Drive
 from emucsd.baselines import Baseline, Dram, EmbMmio, EmbPageSum, EmbVectorSum, SsdM, SsdS, load_costs
+from emucsd.baselines.alone import OneByOne
+from emucsd.baselines.pagecache import page_lbas
 from emucsd.rm import Model
 from emucsd.rm.weights import Weights
 from emucsd.table import Rows
 from emucsd.traces import Recorded, make_locality, sums_in_order
+from emucsd_wire.nvme import Io
 
 MODEL = Model.rmc1(rows=3000)
 WEIGHTS = MODEL.random_weights(1)
@@ -63,6 +66,26 @@ def test_answers_are_right_and_time_is_accounted_for(
     assert (waited == 0) == (kind is Dram)
     assert waited >= 0
     baseline.close()
+
+
+def test_reads_one_by_one(drive: Drive) -> None:
+    """Reads timed once and brought together take what they take at queue depth 1, to the nanosecond."""
+    space = drive.namespace(1)
+    blocks = 4096 // space.lba_bytes
+    with MODEL.open_tables(drive)[0] as table:
+        lbas = np.random.default_rng(3).choice(page_lbas(table), 300)
+    buffers = drive.alloc((300, 4096))
+    other = drive.alloc((300, 4096))
+    reader = OneByOne(drive, space, blocks)
+    times = []
+    for _ in range(2):
+        began = drive.clock.now
+        reader.read(lbas, buffers)
+        times.append(drive.clock.now - began)
+    began = drive.clock.now
+    space.submit(Io.READ, lbas, other, blocks=blocks, depth=1).check()
+    assert times == [drive.clock.now - began] * 2
+    assert np.array_equal(buffers, other)
 
 
 def test_page_cache_is_lru(drive: Drive, log: Recorded) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from emucsd.baselines.alone import OneByOne
 from emucsd.baselines.host import HostMlp, side_by_side
 from emucsd.baselines.pagecache import PAGE, page_lbas
 from emucsd.drive import Drive
@@ -17,7 +18,6 @@ from emucsd.rm.model import Model
 from emucsd.rm.weights import Weights
 from emucsd.table import Rows, lookup_many
 from emucsd.traces import Bags, Batch, Recorded, sums_in_order
-from emucsd_wire.nvme import Io
 
 _STAGED = 4096  # pages read in one batch of commands
 
@@ -34,6 +34,8 @@ class EmbMmio(HostMlp):
     def prepare(self, drive: Drive, model: Model, weights: Weights, before: Recorded) -> None:
         super().prepare(drive, model, weights, before)
         self.lbas = [page_lbas(table) for table in self.tables]
+        space = self.tables[0].namespace
+        self.pages = OneByOne(drive, space, PAGE // space.lba_bytes)
         self.window: NDArray[np.uint8] = drive.alloc((_STAGED, PAGE))
 
     def sls(self, batch: Batch) -> Rows:
@@ -53,9 +55,8 @@ class EmbMmio(HostMlp):
         """Rows, each from a page of its own in the window."""
         table = self.tables[number]
         starts = ids * table.info.row_bytes
-        space, window = table.namespace, self.window[: len(ids)]
-        lbas = self.lbas[number][starts // PAGE]
-        space.submit(Io.READ, lbas, window, blocks=PAGE // space.lba_bytes, depth=1, latencies=False).check()
+        window = self.window[: len(ids)]
+        self.pages.read(self.lbas[number][starts // PAGE], window)
         lines: Any = window.view(np.float32).reshape(len(ids), -1, table.dim)
         found: Rows = lines[np.arange(len(ids)), starts % PAGE // table.info.row_bytes]
         return found

@@ -29,6 +29,7 @@ def commands() -> tuple[Command, ...]:
         machine,
         mount,
         profile,
+        reproduce,
         rm,
         ssh,
         status,
@@ -36,7 +37,8 @@ def commands() -> tuple[Command, ...]:
         up,
     )
 
-    modules = (demo, up, down, status, ssh, machine, io, table, lookup, rm, isp, mount, bench, profile, doctor)
+    lookups = (table, lookup, rm)
+    modules = (demo, up, down, status, ssh, machine, io, *lookups, isp, mount, reproduce, bench, profile, doctor)
     return (*(module.COMMAND for module in modules), mount.UMOUNT)
 
 

@@ -1,0 +1,1 @@
+"""Published figures, measured again in virtual time: ``emucsd reproduce``."""

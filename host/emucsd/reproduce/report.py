@@ -1,0 +1,267 @@
+"""The report: one HTML file with everything in it, to read in a browser, to print, to pass on."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from emucsd.baselines import KINDS
+from emucsd.reproduce.claims import NAMES
+from emucsd.reproduce.plots import COLORS
+
+Result = dict[str, Any]
+UNITS = {"x": "x", "%": " %", "R2": ""}
+
+CAPTIONS = {
+    "claims": "Each claim that is a ratio: what is published, and what comes out here.",
+    "models": "Every model, served every way, at the largest batch.",
+    "time": "Where a sample's time goes; the kinds are explained below the table of points.",
+    "lookups": "Time grows with the lookups; on the right, what a batch costs before its first one is visible.",
+    "batch": "Throughput against samples a batch.",
+    "locality": "Throughput against RecSSD's K: what has a cache feels it, what has none does not.",
+    "dies": "The number of dies a channel is published nowhere, and the ratio to SSD-S hangs on it.",
+}
+
+
+def make_report(result: Result, plots: dict[str, Path]) -> str:
+    """The page. :param plots: name -> SVG file"""
+    style = files("emucsd.reproduce").joinpath("report.css").read_text(encoding="utf-8")
+    body = "\n".join(
+        [
+            _head(result),
+            "<h2>Claims</h2>",
+            _claims(result["claims"]),
+            _figure("claims", plots),
+            "<h2>Every model, every way</h2>",
+            _figure("models", plots),
+            _figure("time", plots),
+            _points(result["points"]),
+            _kinds(),
+            "<h2>One thing varied at a time</h2>",
+            *(_figure(name, plots) for name in ("lookups", "batch", "locality", "dies")),
+            "<h2>Kernel search</h2>",
+            _search(result["search"]),
+            *_beyond(result),
+            "<h2>Parameters of the host</h2>",
+            _parameters(result["parameters"]),
+            "<h2>What was run, and why so</h2>",
+            _settings(result["settings"]),
+            "<h2>Environment</h2>",
+            _environment(result),
+        ]
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>RM-SSD, reproduced</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>'
+        f"<body><main>\n{body}\n</main></body></html>\n"
+    )
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    """:param rows: cells as HTML"""
+    top = "".join(f"<th>{head}</th>" for head in heads)
+    lines = "\n".join("<tr>" + "".join(cells) + "</tr>" for cells in rows)
+    return (
+        f'<div class="wide"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>\n{lines}\n</tbody></table></div>'
+    )
+
+
+def _cell(value: Any, kind: str = "") -> str:
+    return f'<td class="{kind}">{_text(value)}</td>' if kind else f"<td>{_text(value)}</td>"
+
+
+def _figure(name: str, plots: dict[str, Path]) -> str:
+    if name not in plots:
+        return ""
+    text = plots[name].read_text(encoding="utf-8")
+    svg = _apart(text[text.index("<svg") :], name)
+    return f"<figure>{svg}<figcaption>{_text(CAPTIONS.get(name, ''))}</figcaption></figure>"
+
+
+def _apart(svg: str, name: str) -> str:
+    """Ids that are other in each plot: they share one page."""
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    return re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+
+
+def _head(result: Result) -> str:
+    claims = result["claims"]
+    near = sum(claim["within_25_percent"] for claim in claims)
+    size = result["settings"]["table_bytes"] / (1 << 20)
+    what = "A quick run: small tables, few batches; for tests, not for figures. " if result["quick"] else ""
+    return f"""<h1>RM-SSD, reproduced</h1>
+<p class="lead">{what}{near} of {len(claims)} published figures come out within 25 %; for the others the table says
+by how much they differ and what it would take.</p>
+<p>RM-SSD (HPCA 2022) runs recommendation inference inside an SSD: embedding lookups at the flash, the layers in its
+controller. Here every way to serve a model runs on the same emulated flash (profile <code>rmssd</code>) in virtual
+time, which is the same on any machine. {len(result["baselines"])} ways, {len(NAMES)} models of {size:.0f} MiB of
+tables each, a trace of RecSSD's generator at K = {result["settings"]["locality"]}. Every way's sums equal NumPy's bit
+for bit, its outputs within 1e-5: else there would be no report.</p>
+<p>What the host's own work takes is a model of {len(result["parameters"])} parameters, written down before any figure
+was looked at. None is fitted.</p>
+{_ways(result["baselines"])}"""
+
+
+def _ways(baselines: Sequence[dict[str, str]]) -> str:
+    items = "".join(
+        f'<li><span class="dot" style="background:{COLORS.get(b["name"], "#000")}"></span><b>{_text(b["name"])}</b> '
+        f"{_text(b['about'])}</li>"
+        for b in baselines
+    )
+    return f'<ul class="ways">{items}</ul>'
+
+
+def shown(value: float, unit: str) -> str:
+    """A figure with its unit."""
+    return f"{value:.5f}" if unit == "R2" else f"{value:.3g}{UNITS[unit]}"
+
+
+def _claims(claims: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        (
+            f"<td>{_text(claim['claim'])}<div class='source'>{_text(claim['source'])}</div></td>",
+            _cell(shown(claim["published"], claim["unit"]), "number"),
+            _cell(shown(claim["ours"], claim["unit"]), "number"),
+            _cell(f"{claim['deviation']:+.0%}", f"number {'near' if claim['within_25_percent'] else 'far'}"),
+            _cell(claim["note"], "note"),
+        )
+        for claim in claims
+    ]
+    return _table(("claim", "published", "ours", "deviation", "what was found"), rows, "claims")
+
+
+def _points(points: Sequence[dict[str, Any]]) -> str:
+    sizes = sorted({point["batch"] for point in points})
+    found = {(p["model"], p["baseline"], p["batch"]): p for p in points}
+    rows = []
+    for model, way in dict.fromkeys((p["model"], p["baseline"]) for p in points):
+        cells = [_cell(NAMES[model]), _cell(way)]
+        for size in sizes:
+            point = found[model, way, size]
+            cells.append(_cell(f"{point['latency_ns'] / 1e3:,.0f}", "number"))
+            cells.append(_cell(f"{point['rate']:,.0f}", "number"))
+        missed = found[model, way, sizes[-1]]
+        cells.append(_cell("" if missed["misses"] is None else f"{missed['misses'] / missed['lookups']:.0%}", "number"))
+        rows.append(cells)
+    heads = ["model", "way"]
+    for size in sizes:
+        heads += [f"us a batch of {size}", "samples/s"]
+    return f"<details><summary>All points</summary>{_table([*heads, 'page-cache misses'], rows, 'points')}</details>"
+
+
+def _kinds() -> str:
+    kinds = {**KINDS, "drive": "what the host waits for the drive"}
+    items = "".join(f"<dt>{_text(kind)}</dt><dd>{_text(about)}</dd>" for kind, about in kinds.items())
+    return f"<details><summary>What a batch's time is made of</summary><dl>{items}</dl></details>"
+
+
+def _search(search: dict[str, Any]) -> str:
+    rows = [
+        (
+            _cell(kind.upper()),
+            _cell(f"{search['plain'][kind]:,}", "number"),
+            _cell(f"{search['searched'][kind]:,}", "number"),
+            _cell(f"{search['saved'][kind]:.0%}", "number"),
+        )
+        for kind in search["saved"]
+    ]
+    used = _table(("resource", "without", "with the search", "saved"), rows)
+    layers = "".join(
+        f"<h3>{title}</h3>{_layers(search[key])}"
+        for title, key in (("Kernels without the search", "plain_layers"), ("Kernels with it", "searched_layers"))
+    )
+    model, change = NAMES[search["model"]], search["faster"]
+    return (
+        f"<p>{model} on {_text(search['fpga'])}; throughput with the search {change:+.2%}.</p>"
+        f"{used}<details><summary>Layer by layer</summary>{layers}</details>"
+    )
+
+
+def _layers(layers: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        (
+            _cell(layer["group"]),
+            _cell(f"{layer['inputs']} x {layer['outputs']}", "number"),
+            _cell(f"{layer['kr']} x {layer['kc']}", "number"),
+            _cell(layer["placement"]),
+            _cell(f"{layer['cycles']:,}", "number"),
+        )
+        for layer in layers
+    ]
+    return _table(("layers", "inputs x outputs", "kernel", "weights in", "cycles a mini-batch"), rows)
+
+
+def _beyond(result: Result) -> list[str]:
+    """What part of the run is about mechanisms beyond the paper: any tables it brings."""
+    if "beyond" not in result:
+        return []
+    found = result["beyond"]
+    tables = [_records(name, rows) for name, rows in found.items() if _is_records(rows)]
+    about = _text(found.get("about", "What each mechanism buys over our own RM-SSD, on the same flash."))
+    return ["<h2>Beyond the paper</h2>", f"<p>{about}</p>", *tables]
+
+
+def _is_records(rows: Any) -> bool:
+    return isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) for row in rows)
+
+
+def _records(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    """A list of records as a table; values that are tables themselves stay in the JSON."""
+    heads = [key for key, value in rows[0].items() if not isinstance(value, dict | list)]
+    cells = [[_value_cell(row.get(key)) for key in heads] for row in rows]
+    return f"<h3>{_words(name)}</h3>" + _table([_words(head) for head in heads], cells)
+
+
+def _words(name: str) -> str:
+    return _text(name.replace("_", " "))
+
+
+def _value_cell(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return _cell("" if value is None else value)
+    return _cell(f"{value:.4g}" if isinstance(value, float) else f"{value:,}", "number")
+
+
+def _parameters(parameters: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        (
+            _cell(p["name"]),
+            _cell(f"{p['value']:g}", "number"),
+            _cell(p["unit"]),
+            f"<td>{_text(p['what'])}<div class='source'>{_text(p['reason'])} ({_text(p['sure'])})</div></td>",
+        )
+        for p in parameters
+    ]
+    return _table(("parameter", "value", "unit", "what, and why"), rows)
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    items = "".join(
+        f"<dt>{_words(name)}</dt><dd>{_value(settings.get(name))}{_text(reason)}</dd>"
+        for name, reason in settings["reasons"].items()
+    )
+    return f"<dl>{items}</dl>"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        value = ", ".join(f"{count} of {size}" for size, count in value.items())
+    elif isinstance(value, int) and value > 1 << 20:
+        value = f"{value / (1 << 20):.0f} MiB"
+    return f"<b>{_text(value)}</b>: "
+
+
+def _environment(result: Result) -> str:
+    machine = {**result["environment"], "seconds": result["seconds"], "seed": result["seed"], "clock": result["clock"]}
+    items = "".join(f"<dt>{_words(name)}</dt><dd>{_text(value)}</dd>" for name, value in machine.items())
+    return f"<p>The figures are the same on any machine; only the seconds are this one's.</p><dl>{items}</dl>"

@@ -1,0 +1,130 @@
+"""The whole run: every model served every way, the sweeps, the claims; and the files that show them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from emucsd.baselines import Baseline, EmbVectorSum, RmSsd, SsdM, SsdS, parameters
+from emucsd.bench.environment import environment
+from emucsd.reproduce.claims import all_claims
+from emucsd.reproduce.points import Point, Points
+from emucsd.reproduce.settings import BASELINES, FULL, LOCALITY, MODELS, PAPER_TABLES, QUICK, REASONS, Settings
+from emucsd.reproduce.stand import Stand, measure, stand
+from emucsd.reproduce.sweeps import (
+    Search,
+    Sweep,
+    Tell,
+    search_kernels,
+    sweep_batches,
+    sweep_dies,
+    sweep_locality,
+    sweep_lookups,
+)
+
+_GRID = 0.45  # of the run's time, about: every model, every way
+
+
+def run_reproduce(
+    out: Path | None = None,
+    *,
+    quick: bool = False,
+    seed: int = 1,
+    tell: Tell | None = None,
+) -> dict[str, Any]:
+    """Measure everything in virtual time and compare it with what is published.
+
+    :param out: folder for ``rm-ssd.json``, ``rm-ssd.html`` and the plots; None writes none
+    :param quick: small tables, few batches: for tests
+    :param seed: of tables, weights and traces; the same seed gives the same figures
+    :param tell: called with what goes on and how much of all is done, 0 to 1
+    :returns: ``environment``, ``claims``, ``parameters``, ``points``, ``sweeps``, ``search``, ``files``, ``seconds``
+    :raises WrongAnswer: a baseline's answers are not NumPy's
+    """
+    began = time.perf_counter()
+    tell = tell or (lambda _text, _done: None)
+    settings = QUICK if quick else FULL
+    points, sweeps, search = _measured(settings, seed, _part(tell, "", 0.0, 0.97))
+    result: dict[str, Any] = {
+        "environment": environment(),
+        "quick": quick,
+        "seed": seed,
+        "clock": "virtual",
+        "profile": "rmssd",
+        "claims": [claim.record() for claim in all_claims(points, sweeps, search)],
+        "parameters": [parameter._asdict() for parameter in parameters()],
+        "settings": {**asdict(settings), "locality": LOCALITY, "paper_table_bytes": PAPER_TABLES, "reasons": REASONS},
+        "baselines": [{"name": kind.name, "about": kind.about} for kind in BASELINES],
+        "points": [asdict(point) for point in points],
+        "sweeps": {name: sweep.record() for name, sweep in sweeps.items()},
+        "search": search.record(),
+    }
+    result["seconds"] = round(time.perf_counter() - began, 1)
+    if out is not None:
+        tell("drawing", 0.97)
+        result["files"] = write_files(out, result)
+        result["seconds"] = round(time.perf_counter() - began, 1)
+    return result
+
+
+def _part(tell: Tell, prefix: str, start: float, share: float) -> Tell:
+    """Tells of a part of the work as of the whole."""
+    return lambda text, done: tell(prefix + text, start + share * done)
+
+
+def _measured(settings: Settings, seed: int, tell: Tell) -> tuple[Points, dict[str, Sweep], Search]:
+    tell("starting a drive", 0.0)
+    kinds: tuple[type[Baseline], ...] = tuple(
+        kind for kind in BASELINES if kind in (SsdS, EmbVectorSum, RmSsd) or kind.name == "RecSSD"
+    )
+    cached: tuple[type[Baseline], ...] = (*kinds[:1], SsdM, *kinds[1:])
+    with stand(settings.table_bytes, len(MODELS), seed) as bench:
+        points = _grid(bench, settings, _part(tell, "", 0.02, _GRID))
+        at = 0.02 + _GRID
+        sweeps = {}
+        steps: tuple[tuple[str, float, Callable[[Tell], Sweep]], ...] = (
+            ("lookups", 0.12, lambda told: sweep_lookups(bench, settings, kinds, told)),
+            ("batch", 0.18, lambda told: sweep_batches(bench, settings, cached, told)),
+            ("locality", 0.1, lambda told: sweep_locality(bench, settings, cached, told)),
+        )
+        for name, share, sweep in steps:
+            sweeps[name] = sweep(_part(tell, "", at, share))
+            at += share
+        tell("kernel search", at)
+        search = search_kernels(bench)
+    sweeps["dies"] = sweep_dies(settings, min(settings.table_bytes, 24 << 20), seed, _part(tell, "", at, 1 - at))
+    return Points(points), sweeps, search
+
+
+def _grid(bench: Stand, settings: Settings, tell: Tell) -> list[Point]:
+    """Every model, served every way, at every batch size."""
+    points = []
+    samples = sum(size * count for size, count in settings.batches.items())
+    for number, name in enumerate(MODELS):
+        tell(f"{name}: storing tables", number / len(MODELS))
+        model = bench.model(name)
+        trace = bench.trace(model, samples, LOCALITY)
+        for turn, kind in enumerate(BASELINES):
+            tell(f"{name}: {kind.name}", (number + turn / len(BASELINES)) / len(MODELS))
+            points += measure(bench, kind, model, trace, settings.batches)
+    return points
+
+
+def write_files(out: Path, result: dict[str, Any]) -> list[str]:
+    """The report, the plots (where matplotlib is installed) and the JSON. :returns: what was written"""
+    from emucsd.reproduce.plots import draw_all
+    from emucsd.reproduce.report import make_report
+
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = draw_all(out, result)
+    written = [path for pair in drawn.values() for path in pair]
+    report = out / "rm-ssd.html"
+    report.write_text(make_report(result, {name: svg for name, (_, svg) in drawn.items()}), encoding="utf-8")
+    data = out / "rm-ssd.json"
+    files = [str(path) for path in (report, data, *written)]
+    data.write_text(json.dumps({**result, "files": files}, indent=2) + "\n", encoding="utf-8")
+    return files
