@@ -10,9 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from emucsd import Drive
-from emucsd.baselines.costs import load_costs
-from emucsd.baselines.recssd import MOST_BAGS, RecSsd
+from emucsd.baselines.recssd import MOST_BAGS, RecSsd, RecSsdTables, Spend
 from emucsd.errors import InvalidArgument, LookupRefused
+from emucsd.rm import Model
+from emucsd.traces import Recorded, make_locality
 from emucsd_wire.recssd import MAX_PAIRS
 
 Rows = NDArray[np.float32]
@@ -33,9 +34,14 @@ def tables() -> list[Rows]:
     return [rng.standard_normal(shape).astype(np.float32) for shape in SHAPES]
 
 
+def spend_on(drive: Drive) -> Spend:
+    """The host's work takes its time."""
+    return lambda _, ns: drive.clock.think(round(ns))
+
+
 @pytest.fixture(scope="module")
-def recssd(drive: Drive, tables: list[Rows]) -> RecSsd:
-    made = RecSsd(drive, SHAPES, costs=load_costs())
+def recssd(drive: Drive, tables: list[Rows]) -> RecSsdTables:
+    made = RecSsdTables(drive, SHAPES, spend=spend_on(drive))
     for number, rows in enumerate(tables):
         made.load(number, rows)
     return made
@@ -67,7 +73,7 @@ def near(found: list[Rows], reference: list[Rows]) -> bool:
 
 
 @pytest.mark.parametrize(("samples", "each"), [(1, 80), (16, 20), (MOST_BAGS * 3 + 5, 4)])
-def test_lookup(recssd: RecSsd, tables: list[Rows], samples: int, each: int) -> None:
+def test_lookup(recssd: RecSsdTables, tables: list[Rows], samples: int, each: int) -> None:
     """Batches of any size equal NumPy's sums within FP32 rounding, and are the same bits when asked again."""
     asked = batch(samples, each)
     first = recssd.lookup(asked)
@@ -76,7 +82,7 @@ def test_lookup(recssd: RecSsd, tables: list[Rows], samples: int, each: int) -> 
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_a_bag_longer_than_a_request(recssd: RecSsd, tables: list[Rows]) -> None:
+def test_a_bag_longer_than_a_request(recssd: RecSsdTables, tables: list[Rows]) -> None:
     """A bag of more pairs than a request takes comes in pieces."""
     ids = np.random.default_rng(2).integers(0, 4000, MAX_PAIRS + 1000)
     empty = (np.empty(0, np.int64), np.zeros(1, np.int64))
@@ -86,7 +92,7 @@ def test_a_bag_longer_than_a_request(recssd: RecSsd, tables: list[Rows]) -> None
     assert not found[1].any()
 
 
-def test_static_partition(drive: Drive, recssd: RecSsd, tables: list[Rows]) -> None:
+def test_static_partition(drive: Drive, recssd: RecSsdTables, tables: list[Rows]) -> None:
     """The most frequent ids come from host DRAM: fewer pairs go to the drive, less time passes, the sums are equal."""
     asked = batch(16, 40, seed=3, most=300)
     drive.control.recssd(clear=True)
@@ -108,7 +114,7 @@ def test_static_partition(drive: Drive, recssd: RecSsd, tables: list[Rows]) -> N
     assert before["requests"] == len(SHAPES)
 
 
-def test_page_grain_and_parallel(drive: Drive, recssd: RecSsd) -> None:
+def test_page_grain_and_parallel(drive: Drive, recssd: RecSsdTables) -> None:
     """All tables' requests are in the drive together; each page crosses its channel whole."""
     asked = batch(8, 20, seed=4)
     before = drive.control.stats()["nand"]["classes"]["lookup"]
@@ -125,7 +131,7 @@ def test_repeatable(tables: list[Rows]) -> None:
     spent = []
     for _ in range(2):
         with Drive.start("rmssd", size=64 << 20, clock="virtual", memory=128 << 20) as drive:
-            made = RecSsd(drive, SHAPES, costs=load_costs())
+            made = RecSsdTables(drive, SHAPES, spend=spend_on(drive))
             for number, rows in enumerate(tables):
                 made.load(number, rows)
             start = drive.clock.now
@@ -134,7 +140,31 @@ def test_repeatable(tables: list[Rows]) -> None:
     assert spent[0] == spent[1] > 0
 
 
-def test_refused(drive: Drive, recssd: RecSsd, tables: list[Rows]) -> None:
+def test_as_a_baseline() -> None:
+    """Over tables of a volume, wherever they begin: a whole inference within 1e-5, hot rows of the log on the host."""
+    model = Model.rmc1(rows=1500)
+    with Drive.start("rmssd", size=64 << 20, clock="virtual", memory=128 << 20) as drive:
+        weights, rows = model.random_weights(1), [model.random_table(number) for number in range(8)]
+        for table in model.create_tables(drive, tables=rows):
+            table.close()
+        log = make_locality(0.3, 60, tables=8, rows=1500, lookups=80, seed=1)
+        whole = Recorded(log.name, log.lookups, np.random.default_rng(2).random((60, model.dense), np.float32))
+        baseline = RecSsd()
+        baseline.prepare(drive, model, weights, whole.part(0, 50))
+        assert len({place.first for place in baseline.device.places}) > 1
+        for batch in whole.part(50, 60).batches(5):
+            assert batch.dense is not None
+            answer = baseline.infer(batch)
+            np.testing.assert_allclose(answer, model.reference(weights, rows, batch.dense, batch.sparse), rtol=1e-5)
+        figures = drive.control.recssd()["counters"]
+        assert figures["requests"] == 16
+        assert 0 < figures["pairs"] < 10 * 8 * 80
+        assert set(baseline.spent) == {"framework", "rows", "calls", "layers"}
+        baseline.close()
+        assert drive.control.recssd()["enabled"] is False
+
+
+def test_refused(drive: Drive, recssd: RecSsdTables, tables: list[Rows]) -> None:
     """Bad ids and offsets are refused here; a drive that does not take the commands answers for itself."""
     empty = (np.empty(0, np.int64), np.zeros(1, np.int64))
     with pytest.raises(InvalidArgument, match=r"indices\[1\] = 4000"):
@@ -142,9 +172,9 @@ def test_refused(drive: Drive, recssd: RecSsd, tables: list[Rows]) -> None:
     with pytest.raises(InvalidArgument, match="offsets"):
         recssd.lookup([(np.array([1, 2]), np.array([0, 2, 1])), empty, empty])
     with pytest.raises(InvalidArgument, match="larger namespace"):
-        RecSsd(drive, [(4000, 32)] * 32, enable=False)
+        RecSsdTables(drive, [(4000, 32)] * 32, enable=False)
     with pytest.raises(InvalidArgument, match="stride 1500"):
-        RecSsd(drive, SHAPES, stride=1500, enable=False)
+        RecSsdTables(drive, SHAPES, stride=1500, enable=False)
     recssd.places[2] = recssd.places[2]._replace(rows=1 << 30)  # a host that is wrong about its table
     bad = (np.array([5, 1 << 28]), np.array([0]))
     with pytest.raises(LookupRefused):

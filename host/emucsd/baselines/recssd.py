@@ -9,16 +9,23 @@ the same rows in another order: equal to PyTorch's within FP32 rounding, and the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from emucsd.baselines.costs import load_costs
+from emucsd.baselines.host import HostMlp, side_by_side
 from emucsd.completion import Completion
 from emucsd.drive import Drive
 from emucsd.errors import InvalidArgument
+from emucsd.namespace import Namespace
 from emucsd.passthrough import entry
+from emucsd.rm.model import Model
+from emucsd.rm.weights import Weights
+from emucsd.table import Table
+from emucsd.traces import Batch, Recorded
 from emucsd_wire.nvme import Io
 from emucsd_wire.recssd import (
     FIRST_BLOCK,
@@ -37,43 +44,11 @@ from emucsd_wire.recssd import (
 Ids = NDArray[np.int64]
 Rows = NDArray[np.float32]
 
+Spend = Callable[[str, float], None]  # a kind of ``base.KINDS``, and ns
+
 HOST_ROWS = 2000  # of each table, as published
 MOST_BAGS = 128  # of a request, as the published host splits
 _READ_DEPTH = 32
-
-
-class HostCosts(Protocol):
-    """What the host's own work costs, in ns: ``costs.Costs`` has all of it."""
-
-    @property
-    def nvme_driver(self) -> float:
-        """A command and its doorbell."""
-
-    @property
-    def row_latency(self) -> float:
-        """One access to DRAM."""
-
-    @property
-    def threads(self) -> float:
-        """That work at it."""
-
-    def gather(self, rows: int, row_bytes: int) -> float:
-        """Read rows at random places and add them."""
-
-    def add(self, elements: int) -> float:
-        """Add FP32 numbers."""
-
-
-class Free:
-    """A host whose work takes no time."""
-
-    nvme_driver, row_latency, threads = 0.0, 0.0, 1.0
-
-    def gather(self, rows: int, row_bytes: int) -> float:
-        return 0.0
-
-    def add(self, elements: int) -> float:
-        return 0.0
 
 
 class Place(NamedTuple):
@@ -81,7 +56,8 @@ class Place(NamedTuple):
 
     rows: int
     dim: int
-    start: int  # block of 4 KiB
+    start: int  # block of 4 KiB, a multiple of 1000
+    first: int = 0  # rows from there to its row 0, for one that begins elsewhere
 
 
 class Hot(NamedTuple):
@@ -134,7 +110,7 @@ def _sectors(size: int) -> int:
     return -(-size // SECTOR)
 
 
-class RecSsd:
+class RecSsdTables:
     """Tables of one drive, looked up as RecSSD does. One thread at a time.
 
     :param drive: takes RecSSD's commands by its profile (``recssd.enabled``) or, with ``enable``, by its control API
@@ -142,7 +118,7 @@ class RecSsd:
     :param nsid: namespace that holds them; what lies there is overwritten by ``load``
     :param stride: blocks of 4 KiB from a table to the next, a multiple of 1000; None: RecSSD's own 2,500,000 where
         the namespace has room for that, else the least that holds the largest table
-    :param costs: what the host's work takes of virtual time; None: nothing
+    :param spend: is told the host's work: its kind and ns; None: it takes no time
     :raises InvalidArgument: more tables, wider rows or more bytes than RecSSD or the namespace takes
     """
 
@@ -153,12 +129,32 @@ class RecSsd:
         *,
         nsid: int = 1,
         stride: int | None = None,
-        costs: HostCosts | None = None,
+        spend: Spend | None = None,
         enable: bool = True,
     ) -> None:
-        self.drive, self.costs = drive, costs or Free()
-        self.namespace = drive.namespace(nsid)
-        self.places = _places(shapes, self.namespace.size // SECTOR, stride)
+        space = drive.namespace(nsid)
+        self._prepare(drive, space, _places(shapes, space.size // SECTOR, stride), spend, enable=enable)
+
+    @classmethod
+    def over(cls, tables: Sequence[Table], *, spend: Spend | None = None, enable: bool = True) -> Self:
+        """The same over tables that lie on the drive already: each in one extent, with rows that divide 4 KiB.
+
+        RecSSD's tables start at multiples of 1000 blocks; ids are counted from there.
+
+        :raises InvalidArgument: they do not lie so
+        """
+        self = cls.__new__(cls)
+        places = [_place_of(table) for table in tables]
+        if not 1 <= len(places) <= TABLE_IDS:
+            raise InvalidArgument(f"{len(places)} tables; RecSSD's row cache tells 1 to {TABLE_IDS} apart")
+        self._prepare(tables[0].drive, tables[0].namespace, places, spend, enable=enable)
+        return self
+
+    def _prepare(
+        self, drive: Drive, space: Namespace, places: list[Place], spend: Spend | None, *, enable: bool
+    ) -> None:
+        self.drive, self.namespace, self.places = drive, space, places
+        self._spend, self.costs = spend, load_costs()
         self.hot = [Hot(np.empty(0, np.int64), np.empty((0, place.dim), np.float32)) for place in self.places]
         if enable:
             drive.control.recssd(enabled=True)
@@ -182,6 +178,7 @@ class RecSsd:
             raise InvalidArgument(f"rows {first} to {first + len(data)}: begin and end at blocks of {SECTOR} bytes")
         flat = data.reshape(-1).view(np.uint8)
         padded = np.concatenate([flat, np.zeros(-len(flat) % SECTOR, np.uint8)]) if len(flat) % SECTOR else flat
+        at += 4 * place.dim * place.first
         self.namespace.write((place.start * SECTOR + at) // self.namespace.lba_bytes, padded)
 
     def keep(self, sparse: Iterable[Sequence[tuple[ArrayLike, ArrayLike]]], most: int = HOST_ROWS) -> None:
@@ -208,7 +205,7 @@ class RecSsd:
     def _read(self, place: Place, ids: Ids) -> Rows:
         """Rows, by ordinary reads of the blocks that they lie in."""
         width, lba = 4 * place.dim, self.namespace.lba_bytes
-        at = place.start * SECTOR + ids * width
+        at = place.start * SECTOR + (place.first + ids) * width
         blocks = int(((at + width - 1) // lba - at // lba).max()) + 1
         rows = np.empty((len(ids), place.dim), np.float32)
         starts = np.minimum(at // lba, self.namespace.blocks - blocks)
@@ -253,7 +250,7 @@ class RecSsd:
         for sums, own in zip(out, held, strict=True):
             if own is not None:
                 sums += own
-                self._think(self.costs.add(sums.size))
+                self._think("rows", self.costs.add(sums.size))
         return out
 
     def _bags(self, table: int, indices: ArrayLike, offsets: ArrayLike) -> tuple[Ids, Ids]:
@@ -279,15 +276,18 @@ class RecSsd:
             cold = ~_within(self.hot[table].ids, ids)
             bags = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
             if len(self.hot[table].ids):
-                self._think(len(ids) * self.costs.row_latency / self.costs.threads)
+                self._think("rows", len(ids) * self.costs.row_latency / self.costs.threads)  # is it one of them?
             for first in range(0, len(bounds) - 1, most):
                 here = slice(int(bounds[first]), int(bounds[min(first + most, len(bounds) - 1)]))
                 rows, owners = ids[here][cold[here]], bags[here][cold[here]] - first
                 for at in range(0, len(rows), MAX_PAIRS):
                     some = slice(at, at + MAX_PAIRS)
                     order = np.argsort(rows[some], kind="stable")
-                    pairs = np.stack([owners[some][order], rows[some][order]], 1).astype("<u4")
-                    self._think(self.costs.add(round(len(pairs) * math.log2(len(pairs) + 1))))  # a sort's comparisons
+                    ids_there = rows[some][order] + self.places[table].first
+                    pairs = np.stack([owners[some][order], ids_there], 1).astype("<u4")
+                    self._think(
+                        "calls", self.costs.add(round(len(pairs) * math.log2(len(pairs) + 1)))
+                    )  # a sort's comparisons
                     yield _Request(table, first, min(most, len(bounds) - 1 - first), pairs)
 
     def _send(self, slot: _Slot, request: _Request) -> None:
@@ -296,7 +296,7 @@ class RecSsd:
         header = SLS_CONFIG.pack(SlsConfig(4, place.dim, request.bags, len(request.pairs), request.table))
         config = slot.config(header, request.pairs)
         sums = slot.sums(4 * request.bags * place.dim)
-        self._think(2 * self.costs.nvme_driver)
+        self._think("calls", 2 * self.costs.nvme_driver)
         slba = place.start + self._turn
         self._turn = (self._turn + 1) % TABLE_ALIGN
         slot.request = request
@@ -339,13 +339,34 @@ class RecSsd:
         sums = np.zeros((len(bounds) - 1, place.dim), np.float32)
         bags = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))[mine]
         np.add.at(sums, bags, hot.rows[np.searchsorted(hot.ids, ids[mine])])
-        self._think(self.costs.gather(len(bags), 4 * place.dim))
+        self._think("rows", self.costs.gather(len(bags), 4 * place.dim))
         return sums
 
-    def _think(self, ns: float) -> None:
-        """Let the host's work take its virtual time; the drive goes on meanwhile."""
-        if self.drive.clock.virtual and round(ns) > 0:
-            self.drive.clock.think(round(ns))
+    def _think(self, kind: str, ns: float) -> None:
+        if self._spend is not None and ns > 0:
+            self._spend(kind, ns)
+
+
+class RecSsd(HostMlp):
+    """RecSSD as a baseline: rows are summed by the drive's processor, the hottest ones and the layers by the host.
+
+    The model's tables stay where they lie. Its sums are in the order of rows, so they equal NumPy's within rounding.
+    """
+
+    name, about = "RecSSD", "summed by the drive's processor, page reads; hot rows in host DRAM"
+
+    def prepare(self, drive: Drive, model: Model, weights: Weights, before: Recorded) -> None:
+        super().prepare(drive, model, weights, before)
+        self.device = RecSsdTables.over(self.tables, spend=self.spend)
+        self.device.keep([[some.bags.pair for some in before.lookups]])
+
+    def sls(self, batch: Batch) -> Rows:
+        self.spend("framework", self.costs.operator)
+        return side_by_side(self.device.lookup([bags.pair for bags in batch.bags]))
+
+    def close(self) -> None:
+        self.drive.control.recssd(enabled=False)
+        super().close()
 
 
 def _within(kept: Ids, ids: Ids) -> NDArray[np.bool_]:
@@ -373,3 +394,18 @@ def _places(shapes: Sequence[tuple[int, int]], blocks: int, stride: int | None) 
             f"{len(shapes)} tables of stride {stride} end past block {blocks} of 4 KiB; take a larger namespace"
         )
     return [Place(rows, dim, FIRST_BLOCK + stride * number) for number, (rows, dim) in enumerate(shapes)]
+
+
+def _place_of(table: Table) -> Place:
+    """:raises InvalidArgument: RecSSD can't find its rows"""
+    info, width = table.info, 4 * table.dim
+    if len(info.extents) != 1 or SECTOR % width or info.row_bytes != width or info.seed is not None:
+        raise InvalidArgument(
+            f"{table.name!r}: {len(info.extents)} extents, rows of {info.row_bytes} bytes; RecSSD takes stored, packed "
+            f"FP32 rows that divide {SECTOR} bytes, in one extent"
+        )
+    at = info.extents[0].slba * table.namespace.lba_bytes
+    start = at // SECTOR // TABLE_ALIGN * TABLE_ALIGN
+    if at % width:
+        raise InvalidArgument(f"{table.name!r} begins at byte {at}, between two rows of {width} bytes")
+    return Place(len(table), table.dim, start, (at - start * SECTOR) // width)

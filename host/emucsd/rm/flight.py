@@ -168,12 +168,15 @@ class Flight:
             self.finish_oldest()
 
     def drop(self, error: EmucsdError, timeout: float) -> None:
-        """The session is gone, or to go: what is under way ends with this error, and its commands are let go."""
+        """The session is gone, or to go: what is under way ends with this error, and its commands are let go.
+
+        :param timeout: 0: the queue is gone as well, and must not be touched: its doorbell is a new queue's by now
+        """
         while self._flying:
             flying = self._flying.popleft()
             flying.batch.error = flying.batch.error or error
             flying.batch.left -= 1
-            if flying.token >= 0:
+            if flying.token >= 0 and timeout > 0:
                 try:
                     self._queue.wait(flying.token, timeout)
                 except EmucsdError:
