@@ -29,6 +29,7 @@ from emucsd.rm.weights import LayerWeights, Weights
 MOUNT = Path("/run/rm_worker")
 FILE_SYSTEM = "32M"
 HOLE = 16 << 10  # bytes between two files that stay
+DECOY = 2 << 20  # of a file that takes what larger pieces there are
 NOT_HERE = ("numba", "llvmlite", "rich", "msgspec", "torch")
 
 
@@ -75,6 +76,8 @@ def fragmented(device: str) -> Iterator[Path]:
         os.sync()
         for number in range(0, made, 2):
             (MOUNT / f"fill-{number}").unlink()
+        os.sync()
+        (MOUNT / "decoy").write_bytes(bytes(DECOY))
         os.sync()
         yield MOUNT
     finally:
