@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from emucsd.workloads import Bags, sums_in_order
+from emucsd.traces import Bags, sums_in_order
 from emucsd_firmware.drive import Drive
 from emucsd_firmware.mlp.graph import Activation, Graph, Interaction
 from emucsd_wire import rm

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emucsd.workloads import Bags
+from emucsd.traces import Bags
 from emucsd_firmware.mlp.graph import Graph
 from emucsd_wire import rm
 from emucsd_wire.nvme import Io, Status

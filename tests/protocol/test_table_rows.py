@@ -17,8 +17,8 @@ from emucsd.lookup import IDS, IndexOutOfRange
 from emucsd.rights import READ, WRITE, NoRight, Owner, check_right
 from emucsd.rowtypes import DTYPES, decode, encode, generated_rows
 from emucsd.table import Table, TableOpen, TableShapeError, generated
+from emucsd.traces import Bags, bags_of, sums_in_order
 from emucsd.volume import Volume
-from emucsd.workloads import Bags, bags_of, sums_in_order
 from emucsd_wire.nvme import Io, Status
 
 Rows = NDArray[np.float32]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emucsd.workloads import AMAZON, Bags, draw, sums_in_order
+from emucsd.traces import AMAZON, Bags, draw, sums_in_order
 from emucsd_firmware.policies import caching
 from emucsd_wire.nvme import Status
 from emucsd_wire.vendor import MAX_TABLES

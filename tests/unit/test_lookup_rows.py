@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from emucsd.errors import InvalidArgument
 from emucsd.rowtypes import decode, dtype_of, encode, generated_rows, stride_of
-from emucsd.workloads import Bags, bags_of
+from emucsd.traces import Bags, bags_of
 from emucsd_wire.vendor import MAX_DIM, Dtype, content_bytes
 from tests.unit.lookup_rig import Rig, Rows, payload
 from tests.unit.test_lookup_engine import equal

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emucsd.workloads import Bags, sums_in_order
+from emucsd.traces import Bags, sums_in_order
 from emucsd_firmware.lookup.tables import TableRefused
 from emucsd_wire.nvme import Status
 from emucsd_wire.vendor import MAX_TABLES, TABLE_STATS
