@@ -22,12 +22,13 @@ TIMES = (0, 1, 5, 10, 10, 14, 20, 40)  # much happens at the same moment
 class Pair:
     """The same flash twice: with lanes, and without. What is done to one is done to the other, and compared."""
 
-    def __init__(self, profile: Profile, pool: int) -> None:
+    def __init__(self, profile: Profile, pool: int, patience: int) -> None:
         self.profile = profile
         self.models = [NandModel(profile, JOBS, pool) for _ in range(2)]
         self.records = [model.record for model in self.models]
         assert self.records[0]["lanes"] == 1
         self.records[1]["lanes"] = 0
+        self.records[0]["patience"] = patience
         self.lanes = 0  # looks at which some channel was a lane
         self.free = list(range(JOBS))
         self.open: list[int] = []
@@ -78,7 +79,7 @@ def run(random: Random, count: int) -> Pair:
     nand["transfer_ns_per_4k"] = random.choice((0, 5, 40, 160))
     nand["read_ns"] = max(nand["read_ns"], int(not any(nand.values())))
     profile = small(shape, **nand)
-    pair = Pair(profile, random.choice((8, 64, 512)))
+    pair = Pair(profile, random.choice((8, 64, 512)), random.choice((0, 1, 5, 64)))
     others = random.choice((0.0, 0.0, 0.02, 0.3))  # how much is no vector read
     backwards = random.choice((0.0, 0.0, 0.05, 0.5))
     dies = random.choice((1, profile.geometry.die_count, profile.geometry.die_count))

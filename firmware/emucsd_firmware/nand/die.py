@@ -190,7 +190,7 @@ def die_due(nand: Nand, channel: Channel, now: int) -> None:
             index = die.group
             while index >= 0:
                 following = op_at(nand.ops, index).next
-                end_operation(nand, index, now)
+                end_operation(nand, channel, index, now)
                 index = following
         elif die.outgoing > 0:
             die.phase = STALLED
@@ -221,7 +221,7 @@ def bus_due(nand: Nand, channel: Channel, now: int) -> None:
         if die.incoming == 0:
             work(nand, channel, die, number, die.array_ns, now)
         return
-    end_operation(nand, index, now)
+    end_operation(nand, channel, index, now)
     die.outgoing -= 1
     if die.outgoing == 0:
         if die.phase == STALLED:

@@ -6,7 +6,7 @@ The list is in order of (finish, job), whatever order the channels ended them in
 
 from __future__ import annotations
 
-from emucsd_firmware.nand.state import Job, Nand, job_at, op_at
+from emucsd_firmware.nand.state import LOOKUP, READ, Channel, Job, Nand, job_at, op_at
 from emucsd_wire.words import jit, jit_inline, jit_unit
 
 
@@ -128,9 +128,12 @@ def end_job(nand: Nand, number: int) -> None:
 
 
 @jit_inline
-def end_operation(nand: Nand, index: int, now: int) -> None:
+def end_operation(nand: Nand, channel: Channel, index: int, now: int) -> None:
     """An operation has ended: back to the pool with it, and perhaps its job with it."""
     op = op_at(nand.ops, index)
+    if op.kind != READ or op.traffic != LOOKUP:
+        channel.others -= 1
+        channel.alone = 0
     number = op.job
     op.next = nand.free
     nand.free = index

@@ -10,17 +10,13 @@ so the end of the transfer is known, and with it when the die takes the read tha
 
 What counts, counts in its time all the same: a read has ended, for its job and for ``room``, when time has reached the
 end of its transfer. Whatever a lane cannot do (another class or kind, a read that arrives before one that is queued)
-closes it: ``close_lane`` puts the channel into the state that the general model would be in. It is opened again by a
-vector read, when no others are under way. ``Nand.lanes`` says whether channels may run like this.
+closes it, see ``nand.switch``. ``Nand.lanes`` says whether channels may run like this.
 """
 
 from __future__ import annotations
 
-from emucsd_firmware.nand.events import link
 from emucsd_firmware.nand.jobs import end_job
 from emucsd_firmware.nand.state import (
-    BUSY,
-    DRAINING,
     LOOKUP,
     NEVER,
     READ,
@@ -45,7 +41,7 @@ ARRIVAL = 1  # and this, when an operation arrives at an idle die
 
 
 @jit_inline
-def _place(dues: int, mask: int, first: int, beyond: int, time: int, code: int) -> None:
+def place(dues: int, mask: int, first: int, beyond: int, time: int, code: int) -> None:
     """Put an event where it belongs among those at positions ``first`` to ``beyond``. It mostly is the last."""
     while beyond != first:
         other = due_at(dues + ((beyond - ENTRY) & mask), 0)
@@ -70,7 +66,7 @@ def _rouse(nand: Nand, channel: Channel, die: Die, number: int, op: Op, freed: i
     if channel.now < freed and time <= freed:
         time, code = freed + op.array_ns, number << DIE_SHIFT
     beyond = channel.due_beyond
-    _place(channel.dues, nand.ring_mask, channel.due_first, beyond, time, code)
+    place(channel.dues, nand.ring_mask, channel.due_first, beyond, time, code)
     channel.due_beyond = beyond + ENTRY
     if time < get_i64(nand.nexts, die.channel):
         put_i64(nand.nexts, die.channel, time)
@@ -160,6 +156,16 @@ def _transfers_end(nand: Nand, channel: Channel, until: int) -> None:
     nand.free = free
 
 
+@jit_inline
+def _next(nand: Nand, channel: Channel) -> int:
+    mask, soonest = nand.ring_mask, NEVER
+    if channel.due_first != channel.due_beyond:
+        soonest = due_at(channel.dues + (channel.due_first & mask), 0).time
+    if channel.leave_first != channel.leave_beyond:
+        soonest = min(soonest, leave_at(channel.leaves + (channel.leave_first & mask), 0).time)
+    return soonest
+
+
 @jit_unit
 def run_lane(nand: Nand, channel: Channel, until: int) -> int:
     """Run a lane's events up to and including a time. :returns: when the next one is, or NEVER"""
@@ -178,7 +184,7 @@ def run_lane(nand: Nand, channel: Channel, until: int) -> int:
             latest = max(latest, now)
             code -= ARRIVAL
             time = now + op_at(ops, queue_at(queues + code, 0).head).array_ns
-            _place(dues, mask, first, beyond, time, code)
+            place(dues, mask, first, beyond, time, code)
             beyond += ENTRY
             continue
         queue = queue_at(queues + code, 0)
@@ -190,7 +196,8 @@ def run_lane(nand: Nand, channel: Channel, until: int) -> int:
         queue.reads += 1
         busy_ns += bus_ns
         if bus_end > now:
-            die_at(nand.dies, code >> DIE_SHIFT).freed += bus_end - now
+            if op_at(ops, queue.tail).arrival <= now:  # else the die will rest, and make up for the time
+                die_at(nand.dies, code >> DIE_SHIFT).freed += bus_end - now
             bus_end += bus_ns
         else:
             bus_end = now + bus_ns
@@ -201,10 +208,11 @@ def run_lane(nand: Nand, channel: Channel, until: int) -> int:
             time = bus_end + other.array_ns
             if other.arrival > bus_end:
                 time, code = other.arrival, code + ARRIVAL
-            _place(dues, mask, first, beyond, time, code)
+            place(dues, mask, first, beyond, time, code)
             beyond += ENTRY
         else:
             queue.tail = -1
+            die_at(nand.dies, code >> DIE_SHIFT).freed = bus_end
         if bus_end <= until:
             op.next = free
             free = index
@@ -222,98 +230,4 @@ def run_lane(nand: Nand, channel: Channel, until: int) -> int:
     channel.bus_end, channel.busy_ns = bus_end, busy_ns
     nand.free = free
     nand.room += ended
-    soonest = due_at(dues + (first & mask), 0).time if first != beyond else NEVER
-    if channel.leave_first != channel.leave_beyond:
-        soonest = min(soonest, leave_at(leaves + (channel.leave_first & mask), 0).time)
-    return soonest
-
-
-# ---- from the general model and back ----
-
-
-@jit
-def open_lane(nand: Nand, channel: Channel, index: int) -> None:
-    """The channel is idle: from now on it is a lane."""
-    dies = nand.die_count // nand.channel_count
-    for number in range(index * dies, (index + 1) * dies):
-        die = die_at(nand.dies, number)
-        die.freed = -1
-        die.since = queue_at(nand.queues, number * 4 + LOOKUP).reads
-    channel.bus_end = -1
-    channel.lane = 1
-
-
-@jit
-def close_lane(nand: Nand, channel: Channel, index: int) -> None:
-    """Put the channel into the state that the general model would be in: what was foreseen has not happened yet."""
-    dues, leaves, mask = channel.dues, channel.leaves, nand.ring_mask
-    channel.lane = 0
-    for position in range(channel.leave_first, channel.leave_beyond, ENTRY):
-        leave = leave_at(leaves + (position & mask), 0)
-        _leaving(nand, channel, leave.op, leave.time, position == channel.leave_first)
-    if channel.leave_first == channel.leave_beyond:
-        channel.bus_end = NEVER
-    channel.leave_first = channel.leave_beyond
-    for position in range(channel.due_first, channel.due_beyond, ENTRY):
-        due = due_at(dues + (position & mask), 0)
-        number = due.die >> DIE_SHIFT
-        _standing(nand, channel, die_at(nand.dies, number), number, due.time, due.die & ARRIVAL)
-    channel.due_first = channel.due_beyond
-    dies = nand.die_count // nand.channel_count
-    for number in range(index * dies, (index + 1) * dies):
-        queue = queue_at(nand.queues, number * 4 + LOOKUP)
-        die = die_at(nand.dies, number)
-        if queue.head >= 0:
-            die.waiting = 1 << LOOKUP
-        if queue.reads != die.since:
-            die.served = LOOKUP
-
-
-@jit
-def _leaving(nand: Nand, channel: Channel, index: int, end: int, first: bool) -> None:
-    """A page on its way out: on the bus, or, after the first, waiting for it."""
-    op = op_at(nand.ops, index)
-    op.leaving = 1
-    op.next = -1
-    if first:
-        channel.bus_head = index
-        channel.bus_end = end
-    else:
-        op_at(nand.ops, channel.bus_tail).next = index
-        channel.busy_ns -= op.bus_ns
-    channel.bus_tail = index
-    die = die_at(nand.dies, op.die)
-    die.phase = DRAINING
-    die.kind = READ
-    die.outgoing = 1
-    die.members = 1
-    die.group = index
-    die.group_last = index
-
-
-@jit
-def _standing(nand: Nand, channel: Channel, die: Die, number: int, time: int, arrival: int) -> None:
-    """A die whose queue is not empty: its array reads, or will when its register is empty, or it waits for arrivals."""
-    queue = queue_at(nand.queues, number * 4 + LOOKUP)
-    index = queue.head
-    op = op_at(nand.ops, index)
-    begun = time - op.array_ns
-    if arrival != 0:
-        if die.phase != DRAINING:
-            die.wake = time
-            link(nand, channel, die, number, time)
-    elif begun <= channel.now:
-        queue.head = op.next
-        if queue.head < 0:
-            queue.tail = -1
-        op.next = -1
-        queue.busy_ns += op.array_ns
-        queue.wait_ns += begun - op.arrival
-        queue.reads += 1
-        die.phase = BUSY
-        die.kind = READ
-        die.members = 1
-        die.group = index
-        die.group_last = index
-        die.end = time
-        link(nand, channel, die, number, time)
+    return _next(nand, channel)

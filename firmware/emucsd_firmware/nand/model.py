@@ -14,6 +14,7 @@ from emucsd_firmware.profile import Profile
 POOL = 65_536  # operations in flight or waiting: 2 MiB, of which only what is in use is warm
 QUEUES = 4  # a die's: one a traffic class, and one unused to keep the index a shift
 CLASSES = ("block", "lookup", "background")
+PATIENCE = 64  # by then the general model has cost more than the change to a lane does
 LINE = 64
 
 
@@ -76,6 +77,7 @@ class NandModel:
         register = plain and self.profile.lookup.page_register
         record["page_register"] = int(register)
         record["lanes"] = int(plain and not register)
+        record["patience"] = PATIENCE
         self.set_latencies(nand.read_ns, nand.program_ns, nand.erase_ns)
 
     def set_latencies(self, read_ns: int, program_ns: int, erase_ns: int) -> None:

@@ -99,7 +99,7 @@ class Die(State):
     paused_kind: I64
     paused_ns: I64
     pauses: I64  # suspensions so far
-    freed: I64  # lane: when all that is queued has left, unless the bus is taken then; exact where nothing is queued
+    freed: I64  # lane: when all that is queued has left, or a little before; exact where nothing is queued
     since: I64  # lane: the reads of class LOOKUP that the die had taken when the lane was opened
     page: I64  # page_register: the page that the register holds, or that the array reads into it, + 1; 0: none
 
@@ -131,7 +131,8 @@ class Channel(State):
     busy_ns: I64
 
     lane: I64  # 1: this channel runs as a lane
-    others: I64  # operations under way that are no reads of class LOOKUP: none in a lane
+    others: I32  # operations under way that are no reads of class LOOKUP: none in a lane
+    alone: I32  # reads of class LOOKUP that came since there were none, as far as they didn't make it a lane
     dues: I64  # addresses of the rings, whose size is one for all
     leaves: I64
     due_first: I64  # positions count on, in bytes; in the ring they are taken modulo its size
@@ -158,6 +159,7 @@ class Nand(State):
     cache_read: I64
     multi_plane: I64
     lanes: I64  # 1: channels may run as lanes
+    patience: I64  # so many vector reads alone make a busy channel a lane again
     page_register: I64  # 1: reads of class LOOKUP find the page that the register holds
     planes: I64
     page_bits: I64

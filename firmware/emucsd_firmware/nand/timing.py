@@ -28,7 +28,7 @@ from __future__ import annotations
 from emucsd_firmware.nand.die import bus_due, die_due
 from emucsd_firmware.nand.events import move
 from emucsd_firmware.nand.jobs import abandon_job, close_job, job_finish, open_job, pop_done, soonest_end
-from emucsd_firmware.nand.lane import close_lane, join, open_lane, run_lane
+from emucsd_firmware.nand.lane import join, run_lane
 from emucsd_firmware.nand.queues import count, enqueue
 from emucsd_firmware.nand.register import remember, taken_along
 from emucsd_firmware.nand.state import (
@@ -49,6 +49,7 @@ from emucsd_firmware.nand.state import (
     op_at,
     queue_at,
 )
+from emucsd_firmware.nand.switch import close_lane, lane_again
 from emucsd_wire.words import get_i64, jit, jit_inline, jit_unit, put_i64
 
 __all__ = [
@@ -127,12 +128,13 @@ def submit(nand: Nand, now: int, kind: int, traffic: int, ppn: int, nbytes: int,
     number = ppn >> nand.die_shift
     die = die_at(nand.dies, number)
     channel = channel_at(nand.channels, die.channel)
-    if nand.lanes != 0:
+    if nand.lanes != 0:  # reads that arrive in no order of time end it as well
         if traffic == LOOKUP and kind == READ:
-            if channel.lane == 0 and get_i64(nand.nexts, die.channel) == NEVER:
-                open_lane(nand, channel, die.channel)
-            if join(nand, now, _array_time(nand, kind, retries), ppn, nbytes, job):
+            lane = channel.lane != 0 or lane_again(nand, die.channel)
+            if lane and join(nand, now, _array_time(nand, kind, retries), ppn, nbytes, job):
                 return
+        else:
+            channel.others += 1
         if channel.lane != 0:
             close_lane(nand, channel, die.channel)
     now = max(now, channel.now)
