@@ -182,3 +182,17 @@ def test_refused(drive: Drive, recssd: RecSsdTables, tables: list[Rows]) -> None
     recssd.places[2] = recssd.places[2]._replace(rows=SHAPES[2][0])
     asked = batch(2, 5)
     assert near(recssd.lookup(asked), wanted(tables, asked))
+
+
+def test_by_the_wall_clock(tables: list[Rows]) -> None:
+    """On a drive that runs in real time the sums are the same bits, with block I/O beside them."""
+    with Drive.start("rmssd", size=64 << 20, memory=128 << 20) as drive:
+        made = RecSsdTables(drive, SHAPES)
+        for number, rows in enumerate(tables):
+            made.load(number, rows)
+        space = drive.namespace(1)
+        first = np.array(space.read(5000, 8))
+        for seed in range(10):
+            asked = batch(20, 10, seed)
+            assert near(made.lookup(asked), wanted(tables, asked))
+            assert np.array_equal(space.read(5000, 8), first)

@@ -451,3 +451,30 @@ def test_statistics() -> None:
     rig.sls.clear()
     assert set(rig.counters.values()) == {0}
     assert ready > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [
+        ("cpu_mhz", 500),
+        ("request_cycles", 9000),
+        ("pair_cycles", 500),
+        ("page_cycles", 5000),
+        ("vector_cycles", 900),
+        ("element_cycles", 60),
+        ("sector_cycles", 5000),
+        ("page_buffer", 0),
+        ("cache_entries", 0),
+        ("queue_depth", 1),
+    ],
+)
+def test_no_knob_is_inert(knob: str, value: int) -> None:
+    """Each setting changes when a request's sums are there (``enabled`` is the commands' own)."""
+    pairs = random_pairs(np.random.default_rng(6), 200, 4, 2000)
+
+    def spent(**settings: int) -> int:
+        rig = SlsRig(**{f"recssd.{name}": number for name, number in settings.items()})
+        rig.sums(pairs[::2], 4, 32)
+        return rig.sums(pairs, 4, 32, now=1 << 30)[1]
+
+    assert spent(**{knob: value}) > spent()
