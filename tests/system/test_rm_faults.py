@@ -193,22 +193,13 @@ def test_weights_beyond_the_memory(drive: Drive, tables: list[Table], session: S
     right(session)
 
 
-def test_budget_exceeded(tables: list[Table], drive: Drive, session: Session) -> None:
-    """Without the search for smaller kernels a large model asks for more than the small FPGA has."""
-    wide = Model("wide", 512, stack((512, 512, DIM)), model_of().tables, "cat", stack((64, 512, 512, 1)))
-    options: list[dict[str, Any]] = [{"fpga": "XC7A200T", "search": False}, {"fpga": "XC7A200T", "search": True}]
-    refused = []
-    for option in options:
-        try:
-            Session.open(drive, wide, tables=tables, **option).close()
-        except (BudgetExceeded, DramExceeded) as error:
-            refused.append(type(error))
-    right(session)
+def test_budget_exceeded() -> None:
+    """A model whose kernels need more than the engine's part of the FPGA is refused; lookups need no kernel."""
     with Drive.start("rmssd", size=32 << 20, settings={"mlp.share": 0.001}) as small:
         made = model_of().create_tables(small, tables=rows_of())
         with pytest.raises(BudgetExceeded, match="FPGA"):
             open_session(small, made)
-        assert np.array_equal(made[0].lookup([3], [0])[0], rows_of()[0][3]), "lookups need no kernel"
+        assert np.array_equal(made[0].lookup([3], [0])[0], rows_of()[0][3])
         with pytest.raises(ModelError):
             Session.open(small, model_of(), tables=made[:1])
 
