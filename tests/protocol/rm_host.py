@@ -176,6 +176,7 @@ class RmHost(IoHost):
     def __init__(self, drive: Drive, number: int = 0) -> None:
         super().__init__(drive, number)
         self.next_lba = 0
+        self.handles: list[int] = []
 
     def table(self, rows: int, dim: int, seed: int = 0) -> Table:
         """Write a table and open it."""
@@ -191,7 +192,17 @@ class RmHost(IoHost):
         self.poke(DATA_AT, TABLE_HEADER.pack(header) + TABLE_EXTENT.pack(extent))
         handle = self.ok(VendorAdmin.TABLE_OPEN, cdw10=TABLE_HEADER.size + TABLE_EXTENT.size)
         self.next_lba += blocks
+        self.handles.append(handle)
         return Table(handle, values)
+
+    def close_all(self) -> None:
+        """Every session and table of the port."""
+        for slot in self.drive.sessions.of_port(self.port.number):
+            assert self.close_session(int(self.drive.sessions.records[slot]["id"])).status == 0
+        for handle in self.handles:
+            self.ok(VendorAdmin.TABLE_CLOSE, cdw11=handle)
+        self.handles.clear()
+        self.next_lba = 0
 
     def tables(self, graph: Graph, rows: int = 50) -> list[Table]:
         """One for each of a graph's."""

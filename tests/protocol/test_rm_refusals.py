@@ -311,3 +311,26 @@ def test_dot_needs_equal_widths(host: RmHost, opened: Opened) -> None:
     batch = batch_of([eight, eight], 5, np.full((2, 4), 2), 3)
     assert same(host.infer(number, shape, batch), shape.answer([eight, eight], batch))
     assert host.close_session(number).status == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_batches(host: RmHost, opened: Opened, seed: int) -> None:
+    """Batches with random bytes and random models: each is refused or answered, and the drive serves on."""
+    rng = np.random.default_rng(seed)
+    handles = [table.handle for table in opened.tables]
+    kinds = (opened.batch.pack(), opened.batch.pack(wide=True), header(opened, flags=1), header(opened, samples=0))
+    for _ in range(150):
+        data = bytearray(kinds[rng.integers(len(kinds))])
+        for at in rng.integers(0, len(data) if rng.random() < 0.5 else rm.RM_BATCH.size, rng.integers(1, 5)):
+            data[at] = rng.integers(256)
+        del data[len(data) - int(rng.integers(3)) * 4 :]
+        if host.send(opened.number, bytes(data), 7).status == 0:
+            assert host.receive(opened.number, 48, 7).status in (0, Status.RM_BATCH)
+            assert host.receive(opened.number, 0, 7).status in (0, Status.RM_NO_BATCH)
+        model_ = bytearray(opened.shape.pack(handles))
+        for at in rng.integers(0, len(model_), rng.integers(1, 4)):
+            model_[at] = rng.integers(256)
+        done = host.opening(opened.shape, handles, bytes(model_))
+        if done.status == 0:
+            assert host.close_session(done.dw0).status == 0
+    assert opened.works()

@@ -36,8 +36,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RmHost]:
 def session(host: RmHost) -> Iterator[RmHost]:
     """The host, with whatever it has opened closed again."""
     yield host
-    for slot in list(host.drive.sessions.of_port(0)):
-        assert host.close_session(int(host.drive.sessions.records[slot]["id"])).status == 0
+    host.close_all()
 
 
 def lengths(tables: int, samples: int, seed: int = 0, most: int = 6) -> NDArray[np.int64]:
@@ -68,21 +67,47 @@ def test_outputs(session: RmHost, name: str) -> None:
     assert same(session.infer(number, shape, nothing), shape.answer(tables, nothing))
 
 
-def test_kinds_of_inputs(session: RmHost) -> None:
-    """Wide ids, means and weights: with all of them the same answer as NumPy's."""
-    shape = Shape(cat(dims=(8, 16, 8)), poolings=[0, 1, 0])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("kind", ["mean", "weighted"])
+def test_kinds_of_inputs(session: RmHost, kind: str, wide: bool) -> None:
+    """Means, weights, and ids of 4 and 8 bytes: NumPy's bits."""
+    shape = Shape(cat(dims=(8, 16, 8)), poolings=[0, 1, 0] if kind == "mean" else [])
     tables = session.tables(shape.graph)
     number = session.open(shape, tables)
-    batch = batch_of(tables, shape.graph.dense, lengths(3, 20, 1), 1)
-    assert same(session.infer(number, shape, batch, wide=True), shape.answer(tables, batch))
+    batch = batch_of(tables, shape.graph.dense, lengths(3, 21, 1), 1, weighted=kind == "weighted")
+    assert same(session.infer(number, shape, batch, wide=wide), shape.answer(tables, batch))
+
+
+def test_an_update_meanwhile(session: RmHost) -> None:
+    """Rows that change while a batch is under way: each sample saw all of the old or of the new, and dw0 says so."""
+    shape = Shape(Graph(dense=0, dims=(4,) * 12, top=cat(dims=(4,) * 12, dense=0, bottom=()).top), samples=400)
+    tables = [session.table(20, 4, seed) for seed in range(12)]
+    number = session.open(shape, tables)
+    batch = batch_of(tables, 0, np.full((12, 400), 3, np.int64), 9)
+    rows = np.arange(80, dtype=np.float32).reshape(20, 4)
+    data = np.arange(20, dtype="<u8").tobytes() + rows.tobytes()
+    assert session.send(number, batch.pack()).status == 0
+    words = {"cdw10": 20, "cdw11": tables[3].handle, "cdw12": len(data)}
+    assert session.io(Io.TABLE_UPDATE, data=data, **words).status == 0
+    done = session.receive(number, 8 * 400)
+    assert (done.status, done.dw0) == (0, 1)
+    found = session.outputs(400, 2)
+    old, new = (
+        shape.answer(tables, batch),
+        shape.answer([*tables[:3], tables[3]._replace(rows=rows), *tables[4:]], batch),
+    )
+    fresh = (found == new).all(1)
+    assert ((found == old).all(1) | fresh).all()
+    assert 0 < fresh.sum() < 400
+    assert same(session.infer(number, shape, batch), new)  # and dw0 is 0 again
 
 
 def test_whole_pages(session: RmHost) -> None:
     """With PAGE_GRAIN pages leave the dies: the same outputs, later."""
     seconds, outputs = [], []
+    tables = session.tables(cat())
     for flags in (ALL, ALL | RmFlag.PAGE_GRAIN):
         shape = Shape(cat(), flags=flags)
-        tables = session.tables(shape.graph)
         number = session.open(shape, tables)
         batch = batch_of(tables, shape.graph.dense, np.full((2, 64), 4), 2)
         before = session.drive.clock_now()

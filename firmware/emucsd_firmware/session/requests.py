@@ -79,7 +79,7 @@ def feed(sessions: Sessions, lookup: Lookup, now: int) -> None:
 def settle(sessions: Sessions, lookup: Lookup, number: int) -> None:
     """A request of a session has come out of ``lookup.queue.pop_settled``: its sums are in their rows."""
     request = request_at(lookup.requests, number)
-    owner, ready, version = request.owner, request.ready, 0
+    owner, ready, version = request.owner, request.ready, request.version
     status, position = request.status, request.position
     give(lookup, number)
     sessions.flying -= 1
