@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -137,7 +136,6 @@ def test_sums_alone(drive: Drive, tables: list[Table], rows: list[Floats], grain
     assert np.array_equal(sums.view(np.uint32), expected.view(np.uint32))
 
 
-@pytest.mark.skipif("mode" not in inspect.signature(Table.lookup).parameters, reason="lookups sum only")
 def test_per_sample_weights(session: Session, rows: list[Floats]) -> None:
     """Each id may have a factor."""
     dense, sparse = batch(session.model, 6)
@@ -244,6 +242,48 @@ def test_tables_by_name(drive: Drive, tables: list[Table], rows: list[Floats]) -
             session.tables[0].lookup([0], [0])
     with pytest.raises(NameUnknown):
         Session.open(drive, model, tables=["made.0", "made.1", "nowhere"])
+
+
+def test_rows_change_in_flight(drive: Drive, rows: list[Floats]) -> None:
+    """A table that is updated or swapped meanwhile: each sample is answered from one version of it."""
+    model = model_of()
+    changed = [rows[0], rows[1] + np.float32(0.25), rows[2]]
+    made = model.create_tables(drive, prefix="old", tables=rows)
+    with (
+        Table.create(drive, "new", changed[1]) as other,
+        Session.open(drive, model, tables=made, weights=model.random_weights(SEED), depth=8) as session,
+    ):
+        inputs = batch(model, 400)
+        old, new = (wanted(model, version, inputs) for version in (rows, changed))
+        for swapped in (False, True):
+            tickets = [session.send(*inputs) for _ in range(8)]
+            if swapped:
+                made[1].swap(other)
+            else:
+                made[1].update(np.arange(ROWS), changed[1])
+            for ticket in tickets:
+                close = [np.isclose(ticket.read(), answer, rtol=1e-5, atol=0).all(axis=1) for answer in (old, new)]
+                assert (close[0] | close[1]).all()
+            np.testing.assert_allclose(session.infer(*inputs), new, rtol=1e-5)
+            other.write_rows(0, rows[1])
+            old, new = new, old
+    for table in made:
+        table.close()
+
+
+def test_prefetch(rows: list[Floats]) -> None:
+    """Rows of a batch to come are in the drive's cache when it comes: it reads no flash, and answers as ever."""
+    model = model_of()
+    inputs = batch(model, 8)
+    cache = {"lookup.cache_rows": 4096}
+    with Drive.start("rmssd", size=32 << 20, clock="virtual", memory=64 << 20, settings=cache) as drive:
+        tables = model.create_tables(drive, tables=rows)
+        with Session.open(drive, model, tables=tables, weights=model.random_weights(SEED)) as session:
+            session.prefetch(inputs[1])
+            drive.clock.think(100_000_000)
+            before = sum(table.stats.flash_reads for table in tables)
+            np.testing.assert_allclose(session.infer(*inputs), wanted(model, rows, inputs), rtol=1e-5)
+            assert sum(table.stats.flash_reads for table in tables) == before
 
 
 # -- what is wrong

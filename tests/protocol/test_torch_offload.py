@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from emucsd import Drive
 from emucsd.rm import InputError
 from emucsd.rm.errors import IndexOutOfRangeOfTable
-from emucsd.table import Table, TableClosed
+from emucsd.table import TableClosed
 
 torch = pytest.importorskip("torch")
 from emucsd.torch import EmbeddingBag, NoGradient, NotOffloadable, offload  # noqa: E402  (there is PyTorch)
@@ -113,7 +112,6 @@ def test_options_of_bags(drive: Drive) -> None:
             check(fast(dense, offsets, indices), ended(dense, offsets, indices))
 
 
-@pytest.mark.skipif("mode" not in inspect.signature(Table.lookup).parameters, reason="lookups sum only")
 def test_weighted_pooling(drive: Drive) -> None:
     """DLRM's --weighted-pooling: a learned factor for each row."""
     model = Dlrm().eval()

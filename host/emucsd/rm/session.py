@@ -284,6 +284,16 @@ class Session:
         while tickets:
             yield self.read(tickets.popleft())
 
+    def prefetch(self, sparse: SparseLike) -> None:
+        """Have the rows of a batch to come read into the drive's cache of hot rows; returns at once.
+
+        :raises InputError: not the model's shapes
+        :raises InvalidArgument: the drive has no such cache (``lookup.cache_rows``)
+        """
+        ids = Sparse.of(len(self.model.tables), sparse)
+        for number, table in enumerate(self.tables):
+            table.prefetch(ids.table(number))
+
     # -- state
 
     @property

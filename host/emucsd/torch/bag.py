@@ -36,6 +36,8 @@ class EmbeddingBag(torch.nn.Module):  # type: ignore[misc]  # torch's types are 
         than leave rows as they are in silence
     :param name: of the table that is made; default: one that is not in use
     :param nsid: namespace of the table that is made
+    :param dtype: that its rows are stored as: ``float32``, ``float16``, ``int8``, ``int4``, or ``torch.float16`` …;
+        answers are float32 whatever they are
     :raises InvalidArgument: arguments that an embedding bag in a drive can't follow, by name
     """
 
@@ -90,17 +92,20 @@ class EmbeddingBag(torch.nn.Module):  # type: ignore[misc]  # torch's types are 
         *,
         name: str | None = None,
         nsid: int = 1,
+        dtype: Any = None,
         **options: Any,
     ) -> Self:
         """Store rows as a new table.
 
         :param embeddings: float tensor or array [num_embeddings, embedding_dim]
+        :param name, nsid, dtype: of the table, as for the class
         :param options: ``mode``, ``padding_idx``, ``include_last_offset``, ``sparse``, as for the class
         :raises TableShapeError: it has other than two dimensions
         :raises NameTaken: the volume has that name
         """
         rows = _rows(embeddings)
-        bag = cls(Table.create(where, name or _unused_name(), rows, nsid=nsid), freeze=freeze, **options)
+        table = Table.create(where, name or _unused_name(), rows, nsid=nsid, dtype=_stored_as(dtype))
+        bag = cls(table, freeze=freeze, **options)
         bag._own = True
         return bag
 
@@ -142,12 +147,14 @@ class EmbeddingBag(torch.nn.Module):  # type: ignore[misc]  # torch's types are 
                     f"per_sample_weights {list(per_sample_weights.shape)} for ids {list(input.shape)}; give one each"
                 )
             factors = per_sample_weights.detach().cpu().numpy().astype(np.float32, copy=False).reshape(-1)
-        if self.padding_idx is not None:
-            ids, bounds, factors = without(self.padding_idx, ids, bounds, factors)
-        more: dict[str, Any] = {} if self.mode == "sum" else {"mode": self.mode}
-        if factors is not None:
-            more["per_sample_weights"] = factors
-        sums = self.table.lookup(ids, bounds, include_last_offset=True, **more)
+        sums = self.table.lookup(
+            ids,
+            bounds,
+            include_last_offset=True,
+            mode=self.mode,
+            per_sample_weights=factors,
+            padding_idx=self.padding_idx,
+        )
         return torch.from_numpy(sums.copy()).to(input.device)  # the drive's memory is for the next lookup
 
     def _check_gradients(self, weights: Any) -> None:
@@ -231,19 +238,6 @@ class EmbeddingBag(torch.nn.Module):  # type: ignore[misc]  # torch's types are 
         return f"{self.num_embeddings}, {self.embedding_dim}, mode={self.mode!r}{padding}, table={self.table.name!r}"
 
 
-def without(
-    padding: int, ids: Ids, bounds: Ids, factors: NDArray[np.float32] | None
-) -> tuple[Ids, Ids, NDArray[np.float32] | None]:
-    """Ids, offsets and factors with the padding row's ids taken out."""
-    keep = ids != padding
-    if keep.all():
-        return ids, bounds, factors
-    left = np.concatenate([[0], np.cumsum(keep)])
-    if len(bounds) and (int(bounds.max()) > len(ids) or int(bounds.min()) < 0):
-        return ids, bounds, factors  # the lookup says what is wrong with them
-    return ids[keep], left[bounds].astype(np.int64), None if factors is None else factors[keep]
-
-
 def _padding(padding_idx: int | None, rows: int) -> int | None:
     if padding_idx is None:
         return None
@@ -276,4 +270,9 @@ def _random_table(
                 piece[padding - first] = 0
             yield piece.numpy()
 
-    return Table.create(drive, name or _unused_name(), (rows, dim), chunks(), nsid=nsid)
+    return Table.create(drive, name or _unused_name(), (rows, dim), chunks(), nsid=nsid, dtype=_stored_as(dtype))
+
+
+def _stored_as(dtype: Any) -> str:
+    """The table's name for a row type; PyTorch's are understood."""
+    return "float32" if dtype is None else str(dtype).removeprefix("torch.")

@@ -16,7 +16,7 @@ from emucsd.rm.session import Session
 from emucsd.rm.shape import Activation, EmbeddingTable, Interaction, Layer
 from emucsd.rm.weights import Weights
 from emucsd.table import Table
-from emucsd.torch.bag import EmbeddingBag, without
+from emucsd.torch.bag import EmbeddingBag
 from emucsd.torch.errors import NoGradient, NotOffloadable
 
 _ACTIVATIONS: dict[type, Activation] = {torch.nn.ReLU: "relu", torch.nn.Sigmoid: "sigmoid"}
@@ -76,7 +76,7 @@ class OffloadedModel(torch.nn.Module):  # type: ignore[misc]  # torch's types ar
         if bag.weights is not None:
             factors = bag.weights[np.clip(ids, 0, len(bag.weights) - 1)]  # what is out of range, the drive refuses
         if bag.padding_idx is not None:
-            ids, bounds, factors = without(bag.padding_idx, ids, bounds, factors)
+            ids, bounds, factors = _without(bag.padding_idx, ids, bounds, factors)
         return (ids, bounds) if factors is None else (ids, bounds, factors)
 
     def close(self) -> None:
@@ -114,6 +114,7 @@ def offload(
     lookups: int = 1,
     name: str | None = None,
     nsid: int = 1,
+    dtype: str = "float32",
     **options: Any,
 ) -> OffloadedModel:
     """Move a model's tables and MLPs into a drive.
@@ -126,6 +127,7 @@ def offload(
         arguments are dense features, offsets and indices, or indices and offsets, as their names say
     :param lookups: ids a bag, as expected: the kernel search plans for that many
     :param name: of the tables, with their numbers; default: the class's
+    :param dtype: that the tables' rows are stored as: float32, float16, int8 or int4
     :param options: of ``Session.open``: ``depth``, ``decompose``, ``fpga`` …
     :returns: a module that is called as the original; close it
     :raises NotOffloadable: a part is built otherwise; the text names it
@@ -151,7 +153,7 @@ def offload(
     weights = Weights.of(model, [*first, *second])
     own: list[Table] = []
     try:
-        opened = [_table_of(bag, drive, f"{called}.{n}", nsid, own) for n, bag in enumerate(bags)]
+        opened = [_table_of(bag, drive, f"{called}.{n}", nsid, dtype, own) for n, bag in enumerate(bags)]
         session = Session.open(drive, model, tables=opened, weights=weights, **options)
     except BaseException:
         for table in own:
@@ -204,14 +206,27 @@ def _dense_width(upper: Sequence[Layer], tables: Sequence[EmbeddingTable], inter
     return max(upper[0].inputs - sum(table.dim for table in tables), 0)
 
 
-def _table_of(bag: Any, drive: Drive, name: str, nsid: int, own: list[Table]) -> Table:
+def _table_of(bag: Any, drive: Drive, name: str, nsid: int, dtype: str, own: list[Table]) -> Table:
     """Its table in the drive: there already, or made now."""
     if isinstance(bag, EmbeddingBag):
         return bag.table
     rows = bag.weight.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
-    table = Table.create(drive, name, rows, nsid=nsid)
+    table = Table.create(drive, name, rows, nsid=nsid, dtype=dtype)
     own.append(table)
     return table
+
+
+def _without(
+    padding: int, ids: NDArray[np.int64], bounds: NDArray[np.int64], factors: NDArray[np.float32] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32] | None]:
+    """NDArray[np.int64], offsets and factors with the padding row's ids taken out."""
+    keep = ids != padding
+    if keep.all():
+        return ids, bounds, factors
+    left = np.concatenate([[0], np.cumsum(keep)])
+    if len(bounds) and (int(bounds.max()) > len(ids) or int(bounds.min()) < 0):
+        return ids, bounds, factors  # the lookup says what is wrong with them
+    return ids[keep], left[bounds].astype(np.int64), None if factors is None else factors[keep]
 
 
 def _pooling_weights(module: Any, number: int) -> NDArray[np.float32] | None:
