@@ -21,6 +21,8 @@ end first, then dies in order of number; operations that arrive together queue i
 
 Channels share nothing but jobs, and a job's end is the maximum over its operations: ``advance`` runs one channel after
 the other, and the result is as if all events had been run in one order of time.
+
+Where only vector reads are under way on a channel it runs as a lane: the same times from fewer events, ``nand.lane``.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from emucsd_firmware.nand.state import (
     PROGRAM,
     READ,
     Channel,
+    Die,
     Nand,
     channel_at,
     die_at,
@@ -109,6 +112,31 @@ def _pass_by(nand: Nand, now: int, kind: int, traffic: int, ppn: int, nbytes: in
         job_at(nand.jobs, job).finish = end
 
 
+@jit_inline
+def _by_lane(
+    nand: Nand,
+    channel: Channel,
+    index: int,
+    now: int,
+    kind: int,
+    traffic: int,
+    ppn: int,
+    nbytes: int,
+    job: int,
+    retries: int,
+) -> bool:
+    """Whether an operation went into its channel's lane. If it can't, the channel is no lane any more."""
+    if traffic != LOOKUP or kind != READ:
+        channel.others += 1
+    else:
+        lane = nand.lanes != 0 and (channel.lane != 0 or lane_again(nand, index))
+        if lane and join(nand, now, _array_time(nand, kind, retries), ppn, nbytes, job):
+            return True
+    if channel.lane != 0:
+        close_lane(nand, channel, index)
+    return False
+
+
 @jit_unit
 def submit(nand: Nand, now: int, kind: int, traffic: int, ppn: int, nbytes: int, job: int, retries: int) -> None:
     """An operation arrives at its die.
@@ -128,15 +156,8 @@ def submit(nand: Nand, now: int, kind: int, traffic: int, ppn: int, nbytes: int,
     number = ppn >> nand.die_shift
     die = die_at(nand.dies, number)
     channel = channel_at(nand.channels, die.channel)
-    if nand.lanes != 0:  # reads that arrive in no order of time end it as well
-        if traffic == LOOKUP and kind == READ:
-            lane = channel.lane != 0 or lane_again(nand, die.channel)
-            if lane and join(nand, now, _array_time(nand, kind, retries), ppn, nbytes, job):
-                return
-        else:
-            channel.others += 1
-        if channel.lane != 0:
-            close_lane(nand, channel, die.channel)
+    if _by_lane(nand, channel, die.channel, now, kind, traffic, ppn, nbytes, job, retries):
+        return
     now = max(now, channel.now)
     if nand.page_register != 0 and kind == READ and traffic == LOOKUP and taken_along(nand, now, ppn, nbytes, job):
         return
@@ -167,8 +188,13 @@ def submit(nand: Nand, now: int, kind: int, traffic: int, ppn: int, nbytes: int,
     queue = queue_at(nand.queues, number * 4 + traffic)
     queue.nbytes += nbytes
     enqueue(nand, die, queue, index, op)
-    if now >= die.wake:
-        return
+    if now < die.wake:
+        _tell(nand, channel, die, number, kind, traffic, now)
+
+
+@jit_inline
+def _tell(nand: Nand, channel: Channel, die: Die, number: int, kind: int, traffic: int, now: int) -> None:
+    """What arrives comes before all else that the die waits for: one that is free, or runs what a read may pause."""
     pauses = nand.suspend != 0 and kind == READ and traffic != BACKGROUND and die.phase == BUSY and die.kind != READ
     if die.phase == FREE or pauses:
         die.wake = now
