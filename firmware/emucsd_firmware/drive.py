@@ -319,6 +319,7 @@ class Drive:
             "ports": ports,
             "ftl": self.store.snapshot(),
             "nand": self.nand.snapshot(),
+            "lookup": self.tables.snapshot(),
             "sessions": self.sessions.snapshot(),
             "tunnel": self.tunnel.snapshot(),
             "recssd": self.recssd.snapshot(),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emucsd.cli.command import DIFFERENT, FAILED, OK
+from emucsd.cli.command import DIFFERENT, FAILED, OK, USAGE
 from emucsd.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
@@ -137,3 +137,23 @@ def test_power_cut(capsys: Capture) -> None:
     assert not store.exists()
     assert main(["io", "read", "d1"]) == FAILED
     assert "emucsd: error:" in capsys.readouterr().err
+
+
+def test_kinds_of_tables(drive: str, capsys: Capture) -> None:
+    """Row types, generated tables, owners and modes are taken and told, and lookups in them checked."""
+    create = ("table", "create", drive)
+    told(capsys, *create, "bytes", "--rows", "500", "--dim", "20", "--dtype", "int8", "--mode", "644")
+    told(capsys, *create, "made", "--rows", "100k", "--dim", "16", "--generated", "--seed", "5")
+    listed = {table["name"]: table for table in told(capsys, "table", "list", drive)["tables"]}
+    assert (listed["bytes"]["dtype"], listed["bytes"]["row_bytes"], listed["bytes"]["mode"]) == ("int8", 32, "644")
+    assert (listed["made"]["seed"], listed["made"]["owner"], listed["made"]["mode"]) == (5, os.geteuid(), "600")
+    assert main(["table", "list", drive]) == OK
+    out = capsys.readouterr().out
+    assert "int8" in out
+    assert "644" in out
+    for name in listed:
+        assert told(capsys, "lookup", drive, name, "--bags", "20")["wrong"] == []
+        told(capsys, "table", "drop", drive, name)
+    assert main([*create, "wrong", "--generated", "--dtype", "int8"]) == FAILED
+    with pytest.raises(SystemExit, match=str(USAGE)):
+        main([*create, "wrong", "--mode", "9"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -298,6 +299,37 @@ def test_swap_survives(tmp_path: Path) -> None:
             drive.process.kill()
             with pytest.raises(DriveDied):
                 drive.namespace()
+
+
+def test_killed_while_changing(tmp_path: Path) -> None:
+    """Killed at any moment of a loop of swaps and updates: each table has one whole state, each row is old or new."""
+    count, dim, states = 64, 16, (10, 20)
+    for turn in range(3):
+        with Drive.start("null", size=32 << 20, store=tmp_path, queues=2) as drive:
+            if turn == 0:
+                for state in states:
+                    Table.create(drive, f"s{state}", np.full((count, dim), state, np.float32)).close()
+            first, second = (Table.open(drive, f"s{state}") for state in states)
+            found = [table.read_rows() for table in (first, second)]
+            assert {int(rows[-1, 0]) // 10 * 10 for rows in found} == set(states)
+            for rows in found:
+                assert len(np.unique(rows // 10)) == 1
+                assert (rows == rows[:, :1]).all()
+            assert drive.process is not None
+            killer = threading.Timer(0.3 + 0.17 * turn, drive.process.kill)
+            killer.start()
+            with pytest.raises(EmucsdError):
+                _change_for_ever(first, second)
+            killer.join()
+
+
+def _change_for_ever(first: Table, second: Table) -> None:
+    """Swap, and change half of the rows within their state (its tens)."""
+    half = len(first) // 2
+    for step in itertools.count():
+        first.swap(second)
+        base = int(first.read_rows(len(first) - 1, 1)[0, 0]) // 10 * 10
+        first.update(np.arange(half), np.full((half, first.dim), base + step % 10, np.float32))
 
 
 def test_swap_refused(drive: Drive, table: Table) -> None:

@@ -193,3 +193,34 @@ def test_crash_at_any_write(steps: list[tuple[str, int]], data: st.DataObject) -
         assert model in (before, after)
         spans = sorted((e.slba, e.slba + e.blocks) for _, extents in model.values() for e in extents)
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+
+
+def test_exchange_is_atomic() -> None:
+    """Two names change what they stand for, but for what stays; cut at any write, both have or neither has."""
+    space = ArraySpace()
+    volume = Volume.open(space, create=True)
+    before = [volume.create(name, 1000 * n, {"seed": n, "uid": n}) for n, name in ((1, "a"), (2, "b"))]
+    with pytest.raises(NameUnknown):
+        volume.exchange("a", "c")
+    seen = set()
+    for cut in itertools.count():
+        trial = ArraySpace()
+        trial.data[:] = space.data
+        trial.left = cut
+        try:
+            Volume.open(trial).exchange("a", "b", keep=["uid"])
+            done = True
+        except PowerCut:
+            done = False
+        trial.left = -1
+        found = Volume.open(trial)
+        moved = found["a"].extents == before[1].extents
+        seen.add(moved)
+        assert moved or not done
+        for name, other, mine in (("a", "b", 0), ("b", "a", 1)):
+            entry, which = found[name], 1 - mine if moved else mine
+            assert (entry.size, entry.extents) == (before[which].size, before[which].extents)
+            assert entry.attributes == {"seed": which + 1, "uid": mine + 1}, (name, other)
+        if done:
+            break
+    assert seen == {False, True}

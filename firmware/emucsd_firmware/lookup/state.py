@@ -262,6 +262,11 @@ class LookupMemory:
         """The first request of the translator's queue, or -1."""
         return -1 if self._record is None else int(self._record["head"])
 
+    @property
+    def hot(self) -> Any:
+        """The Hot record of the drive's state."""
+        return self._record["hot"]
+
     def fill(self, record: Any) -> None:
         """Write addresses and settings into the Lookup record of a drive's state."""
         settings = self.settings

@@ -261,6 +261,12 @@ class Tables:
         counters["version"] += self._after_swaps(slot)[1]  # for its host they have happened
         return TABLE_STATS.pack(TableStats(**counters, reserved=bytes(8)))
 
+    def snapshot(self) -> dict[str, Any]:
+        """Plain values: tables that are open, and what the hot cache has done for all of them."""
+        hot = self.memory.hot
+        cache = {name: int(hot[name]) for name in ("rows", "hits", "misses", "admitted", "evicted")}
+        return {"tables": int(np.count_nonzero(self.records["handle"])), "cache": cache}
+
     def count(self, port: int) -> int:
         """Open tables of a port."""
         return sum(int(self.records[slot]["port"]) == port for slot in self._open())

@@ -70,7 +70,7 @@ def run(settings: Settings) -> Result:
             "modelled_s": modelled,
             "vectors_per_s": len(bags.indices) / (modelled if drive.clock.virtual else wall),
             "bytes_asked_for": sums.nbytes,
-            "bytes_of_rows": len(bags.indices) * table.info.row_bytes,
+            "bytes_of_rows": len(bags.indices) * table.info.content_bytes,
             "flash_reads": stats.flash_reads,
             "flash_bytes": stats.flash_bytes,
             "checked": not settings.no_check,
