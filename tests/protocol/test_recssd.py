@@ -142,6 +142,29 @@ def test_reset_in_flight(host: SlsHost, rows: NDArray[np.float32]) -> None:
     assert host.drive.stats()["recssd"]["held"] == 0
 
 
+def test_any_bytes(host: SlsHost, rows: NDArray[np.float32]) -> None:
+    """Marked commands with any bytes in them, some of them right, are all answered, and the next request is right."""
+    rng = np.random.default_rng(7)
+    good = config(np.array([[0, 5], [1, 9]]), 2, DIM)
+    for turn in range(60):
+        ids = []
+        for _ in range(int(rng.integers(1, 6))):
+            data = bytearray(good)
+            for _ in range(int(rng.integers(0, 5))):
+                data[rng.integers(0, len(data))] = rng.integers(0, 256)
+            number = int(rng.integers(0, 4))
+            if rng.random() < 0.5:
+                ids.append(host.send(bytes(data), number=number, at=DATA_AT + len(ids) * PAGE))
+            else:
+                ids.append(host.sls(Io.READ, int(rng.choice([1, 1, 1, 2])), number=number, at=DATA_AT + MIB // 2))
+        done = host.wait_io(len(ids))
+        assert sorted(d.cid for d in done) == sorted(ids), turn
+    host.write(Register.CC, 0)  # what was left unread goes
+    host.enable()
+    host.create_queues(64)
+    assert np.array_equal(host.sums(np.array([[0, 11]]), 1)[0], rows[11])
+
+
 def test_off_by_default(tmp_path: Path) -> None:
     """A drive that was not told so takes the mark for what it is, a reserved bit; the control thread can tell it."""
     with open_drive(tmp_path, "rmssd", lba_bytes=4096) as drive:

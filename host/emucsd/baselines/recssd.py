@@ -35,6 +35,7 @@ from emucsd_wire.recssd import (
     MAX_SECTORS,
     SECTOR,
     SLS_CONFIG,
+    SLS_PAIR,
     STRIDE,
     TABLE_ALIGN,
     TABLE_IDS,
@@ -155,6 +156,8 @@ class RecSsdTables:
     ) -> None:
         self.drive, self.namespace, self.places = drive, space, places
         self._spend, self.costs = spend, load_costs()
+        self._most = min(MAX_SECTORS * SECTOR, drive.max_transfer) // SECTOR * SECTOR  # bytes of a command, either way
+        self._pairs = min(MAX_PAIRS, (self._most - SLS_CONFIG.size) // SLS_PAIR.size)
         self.hot = [Hot(np.empty(0, np.int64), np.empty((0, place.dim), np.float32)) for place in self.places]
         if enable:
             drive.control.recssd(enabled=True)
@@ -272,7 +275,7 @@ class RecSsdTables:
     def _requests(self, batch: Sequence[tuple[Ids, Ids]]) -> Iterator[_Request]:
         """Pairs for the drive, cut to what a request takes. A bag of more pairs comes in several."""
         for table, (ids, bounds) in enumerate(batch):
-            most = min(MOST_BAGS, MAX_SECTORS * SECTOR // (4 * self.places[table].dim))
+            most = max(min(MOST_BAGS, self._most // (4 * self.places[table].dim)), 1)
             cold = ~_within(self.hot[table].ids, ids)
             bags = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
             if len(self.hot[table].ids):
@@ -280,8 +283,8 @@ class RecSsdTables:
             for first in range(0, len(bounds) - 1, most):
                 here = slice(int(bounds[first]), int(bounds[min(first + most, len(bounds) - 1)]))
                 rows, owners = ids[here][cold[here]], bags[here][cold[here]] - first
-                for at in range(0, len(rows), MAX_PAIRS):
-                    some = slice(at, at + MAX_PAIRS)
+                for at in range(0, len(rows), self._pairs):
+                    some = slice(at, at + self._pairs)
                     order = np.argsort(rows[some], kind="stable")
                     ids_there = rows[some][order] + self.places[table].first
                     pairs = np.stack([owners[some][order], ids_there], 1).astype("<u4")
