@@ -147,7 +147,7 @@ def test_any_bytes(host: SlsHost, rows: NDArray[np.float32]) -> None:
     rng = np.random.default_rng(7)
     good = config(np.array([[0, 5], [1, 9]]), 2, DIM)
     for turn in range(60):
-        ids = []
+        ids: list[int] = []
         for _ in range(int(rng.integers(1, 6))):
             data = bytearray(good)
             for _ in range(int(rng.integers(0, 5))):
