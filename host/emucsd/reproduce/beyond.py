@@ -191,7 +191,8 @@ def _groups(workloads: Sequence[Workload]) -> Iterator[tuple[dict[str, Any], lis
 
 def _start(settings: dict[str, Any], workloads: Sequence[Workload]) -> Drive:
     size = sum({id(w.data): w.nbytes for w in workloads}.values())  # those of each K share their tables
-    return Drive.start(PROFILE, size=(3 * size >> 20) + 64 << 20, clock="virtual", settings=settings)
+    room = 5 * size  # four sets of tables, or one in each row type; what is not written takes none
+    return Drive.start(PROFILE, size=(room >> 20) + 64 << 20, clock="virtual", settings=settings)
 
 
 class Stage:
@@ -199,7 +200,7 @@ class Stage:
 
     def __init__(self, drives: list[Drive], stack: ExitStack) -> None:
         self.drives, self.drive, self._stack = drives, drives[0], stack
-        self._tables: dict[tuple[int, Dtype], list[Table]] = {}
+        self._tables: dict[tuple[int | str, Dtype], list[Table]] = {}
 
     def measure(self, workload: Workload, mechanism: Mechanism) -> Measured:
         """Warm up on the first half, measure the second. :raises BeyondFailed: FP32 sums that are not NumPy's"""
@@ -214,7 +215,8 @@ class Stage:
         return measured
 
     def _one_drive(self, workload: Workload, mechanism: Mechanism) -> Measured:
-        tables = self._stored(workload, mechanism.dtype)
+        # what one workload leaves in the cache is not to be found by another one that looks up in the same rows
+        tables = self._stored(workload, mechanism.dtype, workload.name if mechanism.cache else id(workload.data))
         train = workload.asked(workload.train, mechanism.order, mechanism.dtype)
         test = workload.asked(workload.test, mechanism.order, mechanism.dtype)
         _in_flight(tables, train)
@@ -274,7 +276,7 @@ class Stage:
         return Counted(reads, reads - saved, sum(some.hits for some in stats))
 
     def _shards(self, workload: Workload, places: Sequence[int]) -> list[Table]:
-        key: tuple[int, Dtype] = (id(workload.data), "float32")
+        key: tuple[int | str, Dtype] = (id(workload.data), "float32")
         if key not in self._tables:
             made = []
             for number, (rows, place) in enumerate(zip(workload.data, places, strict=True)):
@@ -282,9 +284,9 @@ class Stage:
             self._tables[key] = made
         return self._tables[key]
 
-    def _stored(self, workload: Workload, dtype: Dtype) -> list[Table]:
-        """The workload's tables of a row type, made when they are first needed."""
-        key = (id(workload.data), dtype)
+    def _stored(self, workload: Workload, dtype: Dtype, whose: int | str) -> list[Table]:
+        """The workload's tables of a row type, made when they are first needed. :param whose: who shares them"""
+        key = (whose, dtype)
         if key not in self._tables:
             names = [f"{len(self._tables)}.{number}" for number in range(len(workload.data))]
             self._tables[key] = [
