@@ -99,7 +99,7 @@ def _from_tables(tables: Sequence[Any], samples: int | None) -> Sparse:
             samples = len(offsets) - (not pair)
         if bounds is None:
             bounds = np.empty((len(tables), samples + 1), np.int64)
-        bounds[number] = _row(number, offsets, samples, indices.size)
+        _fill_row(bounds[number], number, offsets, samples, indices.size)
         ids.append(indices)
         if pair and len(item) == 3 and item[2] is not None:
             weights.append(_weights(number, item[2], indices.size))
@@ -111,9 +111,8 @@ def _from_tables(tables: Sequence[Any], samples: int | None) -> Sparse:
     return Sparse(samples, bounds, ids=ids, weights=weights or None)
 
 
-def _row(number: int, offsets: Ids, samples: int, size: int) -> NDArray[np.int64]:
+def _fill_row(row: NDArray[np.int64], number: int, offsets: Ids, samples: int, size: int) -> None:
     """Offsets with their end."""
-    row = np.empty(samples + 1, np.int64)
     if len(offsets) == samples:
         row[:samples], row[samples] = offsets, size
     elif len(offsets) == samples + 1:
@@ -122,12 +121,11 @@ def _row(number: int, offsets: Ids, samples: int, size: int) -> NDArray[np.int64
         raise InputError(
             f"table {number}: {len(offsets)} offsets for {samples} samples; give one each, or the end as well"
         )
-    return row
 
 
 def _check_rising(bounds: NDArray[np.int64], ids: Sequence[Ids]) -> None:
-    sizes = np.array([len(row) for row in ids])
-    if (bounds[:, 0] == 0).all() and (bounds[:, -1] == sizes).all() and (bounds[:, 1:] >= bounds[:, :-1]).all():
+    sizes = [len(row) for row in ids]
+    if not bounds[:, 0].any() and bounds[:, -1].tolist() == sizes and not (bounds[:, 1:] < bounds[:, :-1]).any():
         return
     for number, row in enumerate(bounds):
         falls = np.flatnonzero(np.diff(row) < 0)

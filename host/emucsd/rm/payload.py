@@ -60,6 +60,7 @@ class Writer:
         self.rows = [table.rows for table in model.tables]
         self.wide = max(self.rows) > _NARROW
         self._id_bytes = 8 if self.wide else 4
+        self._staged = np.empty(0, np.int64)
 
     def most_samples(self, lookups: int) -> int:
         """Samples that fit a command where each has ``lookups`` ids; at least 1."""
@@ -141,11 +142,17 @@ class Writer:
                 self._refuse(sparse, part)
             ids.reshape(self.tables, part.samples, -1)[:] = cube.transpose(1, 0, 2)
             return
-        for number, low, high, there in self._slices(sparse, part):
-            piece = sparse.ids[number][low:high]
-            if not self.wide and _too_wide(piece):
-                self._refuse(sparse, part)
-            ids[there : there + high - low] = piece
+        rows = [sparse.ids[number][low:high] for number, low, high, _ in self._slices(sparse, part)]
+        if self.wide or max(row.itemsize for row in rows) <= 4:
+            np.concatenate(rows, out=ids, casting="unsafe")
+            return
+        if len(self._staged) < len(ids):
+            self._staged = np.empty(len(ids), np.int64)
+        staged = self._staged[: len(ids)]
+        np.concatenate(rows, out=staged, casting="unsafe")  # in one piece, so that one look at all of them will do
+        if _too_wide(staged):
+            self._refuse(sparse, part)
+        ids[:] = staged
 
     def _slices(self, sparse: Sparse, part: Part) -> Iterator[tuple[int, int, int, int]]:
         """(table, first id there, last id there, place among the part's ids)."""

@@ -83,6 +83,7 @@ class Session:
         self._closed = ""
         self._own_tables: list[Table] = []
         self._nsid = tables[0].namespace.nsid
+        self._watched = [table for table in tables if watched(table)]
 
     @classmethod
     def open(
@@ -320,9 +321,8 @@ class Session:
 
     def _verify(self, *, sync: bool) -> None:
         """Tables that are files: they lie where they did."""
-        for table in self.tables:
-            if watched(table):
-                table.verify(sync=sync)
+        for table in self._watched:
+            table.verify(sync=sync)
 
     def _check(self) -> None:
         if self._closed:
