@@ -1,7 +1,8 @@
 """Batches in flight: a slot each, with its payload, its outputs and its two commands; the oldest is read first.
 
-RM_READ goes out once RM_SEND has completed, since the two may overtake each other on the way; it waits in the drive
-until the outputs are there. Results are copied to where the caller reads them, so a slot is free as soon as it is read.
+RM_READ goes out once RM_SEND has completed, since a command without data overtakes one whose data are still on their
+way; it waits in the drive until the outputs are there. Results are copied to where the caller reads them, so a slot is
+free as soon as it is read.
 """
 
 from __future__ import annotations
@@ -50,12 +51,16 @@ class Batch:
 
 
 class _Flying:
-    """A part under way. ``token`` is RM_SEND's until ``reading``, then RM_READ's."""
+    """A part under way, and the tokens of its two commands, -1 where there is none out."""
 
-    def __init__(self, batch: Batch, part: Part, slot: Slot, filled: Filled, token: int) -> None:
-        self.batch, self.part, self.slot, self.filled, self.token = batch, part, slot, filled, token
-        self.reading = False
-        self.tries = 1
+    def __init__(self, batch: Batch, part: Part, slot: Slot, filled: Filled) -> None:
+        self.batch, self.part, self.slot, self.filled = batch, part, slot, filled
+        self.sending = self.reading = -1
+        self.tries = 0
+
+    def fail(self, error: EmucsdError) -> None:
+        """The first error is the batch's."""
+        self.batch.error = self.batch.error or error
 
 
 Explain = Callable[[Batch, Part, str, int, int], EmucsdError]
@@ -64,7 +69,8 @@ Explain = Callable[[Batch, Part, str, int, int], EmucsdError]
 class Flight:
     """The parts under way of one session, in the order in which they were sent.
 
-    :ivar depth: slots; ``width``: numbers of a sample's outputs
+    :ivar depth: parts that may be under way; ``width``: numbers of a sample's outputs
+    :param slots: one more than that, so that the next part is written while all are under way
     :param explain: makes the error for a batch, part, command, status and dword 0
     :param again: send a part again when its tables changed while it was under way
     """
@@ -72,7 +78,7 @@ class Flight:
     def __init__(self, drive: Drive, slots: list[Slot], width: int, explain: Explain, *, again: bool) -> None:
         self._queue = drive.queue
         self._free = slots[::-1]
-        self.depth, self.width = len(slots), width
+        self.depth, self.width = len(slots) - 1, width
         self._explain, self._again = explain, again
         self._flying: collections.deque[_Flying] = collections.deque()
 
@@ -81,8 +87,8 @@ class Flight:
 
     @property
     def free(self) -> int:
-        """Slots that ``slot`` gives without waiting."""
-        return len(self._free)
+        """Parts that can be sent without waiting."""
+        return self.depth - len(self._flying)
 
     @property
     def queue(self) -> Any:
@@ -90,9 +96,7 @@ class Flight:
         return self._queue
 
     def slot(self) -> Slot:
-        """A free slot, after waiting for the oldest part where there is none."""
-        if not self._free:
-            self.finish_oldest()
+        """A free slot: there is always one."""
         return self._free.pop()
 
     def give_back(self, slot: Slot) -> None:
@@ -100,62 +104,71 @@ class Flight:
         self._free.append(slot)
 
     def send(self, batch: Batch, part: Part, slot: Slot, filled: Filled) -> None:
-        """Send what lies in the slot; then have the parts before it read."""
+        """Send what lies in the slot, after waiting for the oldest part where as many as may be are under way.
+
+        Where that fails the slot is free again, and the batch waits for one part less.
+        """
         slot.header[0], slot.header[1], slot.header[2] = part.samples, filled.lookups, filled.flags
         slot.send[_BYTES] = filled.size
         slot.read[_BYTES] = 4 * part.samples * self.width
-        token = self._queue.submit_one(slot.send, slot.payload[: filled.size])
+        flying = _Flying(batch, part, slot, filled)
+        try:
+            while len(self._flying) >= self.depth:
+                self.finish_oldest()
+            self._submit(flying)
+        except BaseException:
+            self._free.append(slot)
+            batch.left -= 1
+            raise
         earlier = list(self._flying)
-        self._flying.append(_Flying(batch, part, slot, filled, token))
-        for flying in earlier:
-            self._read(flying)
+        self._flying.append(flying)
+        for before in earlier:
+            self._read(before)
+
+    def _submit(self, flying: _Flying) -> None:
+        """Send a part, for the first time or once more."""
+        flying.tries += 1
+        payload = flying.slot.payload[: flying.filled.size]
+        flying.sending = self._queue.submit_one(flying.slot.send, payload)
 
     def _read(self, flying: _Flying) -> None:
-        """Have its outputs brought, once it was accepted."""
-        if flying.reading or flying.token < 0:
+        """Have its outputs brought, once it was accepted; waits for that."""
+        if flying.sending < 0:
             return
-        done = self._queue.wait(flying.token)
-        flying.token = -1
+        done = self._queue.wait(flying.sending)
+        flying.sending = -1
         if done.status & 0x7FF:
-            flying.batch.error = flying.batch.error or self._explain(
-                flying.batch, flying.part, "RM_SEND", done.status, done.result & 0xFFFF_FFFF
-            )
+            error = self._explain(flying.batch, flying.part, "RM_SEND", done.status, done.result & 0xFFFF_FFFF)
+            flying.fail(error)
             return
-        slot, part = flying.slot, flying.part
-        flying.token = self._queue.submit_one(slot.read, slot.outputs[: part.samples * self.width])
-        flying.reading = True
+        outputs = flying.slot.outputs[: flying.part.samples * self.width]
+        flying.reading = self._queue.submit_one(flying.slot.read, outputs)
 
     def finish_oldest(self) -> None:
         """Wait for the oldest part; its slot is free then. Its error, if any, is its batch's."""
         flying = self._flying[0]
-        while True:
-            self._read(flying)
-            if flying.token < 0:
-                break
-            done = self._queue.wait(flying.token)
-            flying.token = -1
-            batch, part = flying.batch, flying.part
-            if done.status & 0x7FF:
-                batch.error = batch.error or self._explain(
-                    batch, part, "RM_READ", done.status, done.result & 0xFFFF_FFFF
-                )
-                break
-            if done.result & 1 and self._again and flying.tries < TRIES:
-                self._resend(flying)
-                continue
-            got = flying.slot.outputs[: part.samples * self.width]
-            batch.out[part.first : part.last] = got.reshape(part.samples, self.width)
-            break
+        while self._changed(flying):
+            self._submit(flying)  # once more, from the payload that is still there
         self._flying.popleft()
         self._free.append(flying.slot)
         flying.batch.left -= 1
 
-    def _resend(self, flying: _Flying) -> None:
-        """Its samples may have seen different versions of a table: once more, from the payload that is still there."""
-        slot = flying.slot
-        flying.tries += 1
-        flying.reading = False
-        flying.token = self._queue.submit_one(slot.send, slot.payload[: flying.filled.size])
+    def _changed(self, flying: _Flying) -> bool:
+        """Wait for a part's outputs. Whether they may mix versions of a table, and are to be asked for again."""
+        self._read(flying)
+        if flying.reading < 0:
+            return False
+        done = self._queue.wait(flying.reading)
+        flying.reading = -1
+        part, status = flying.part, done.status & 0x7FF
+        if status:
+            flying.fail(self._explain(flying.batch, part, "RM_READ", done.status, done.result & 0xFFFF_FFFF))
+            return False
+        if done.result & 1 and self._again and flying.tries < TRIES:
+            return True
+        outputs = flying.slot.outputs[: part.samples * self.width]
+        flying.batch.out[part.first : part.last] = outputs.reshape(part.samples, self.width)
+        return False
 
     def finish(self, batch: Batch) -> None:
         """Wait for a batch, and whatever was sent before it."""
@@ -174,10 +187,11 @@ class Flight:
         """
         while self._flying:
             flying = self._flying.popleft()
-            flying.batch.error = flying.batch.error or error
+            flying.fail(error)
             flying.batch.left -= 1
-            if flying.token >= 0 and timeout > 0:
-                try:
-                    self._queue.wait(flying.token, timeout)
-                except EmucsdError:
-                    self._queue.abandon(flying.token)
+            for token in (flying.sending, flying.reading):
+                if token >= 0 and timeout > 0:
+                    try:
+                        self._queue.wait(token, timeout)
+                    except EmucsdError:
+                        self._queue.abandon(token)

@@ -160,7 +160,7 @@ class Session:
         number = open_session(drive, model, tables, flags, depth, limits.samples, fpga)
         try:
             nsid = tables[0].namespace.nsid
-            slots = [Slot(drive, place, number, nsid, most, limits.samples * width) for place in range(depth)]
+            slots = [Slot(drive, place, number, nsid, most, limits.samples * width) for place in range(depth + 1)]
         except BaseException:
             drive.passthrough("admin", RmAdmin.RM_CLOSE, cdw11=number, check=False)
             raise
@@ -230,7 +230,7 @@ class Session:
                 raise SessionBusy(f"{len(self._flight)} batches are in flight; read one, or let send() wait")
             self._verify(sync=True)
             batch = Batch(ids, len(parts), self._flight.width)
-            sent = 0
+            tried = 0
             try:
                 for part in parts:
                     slot = self._flight.slot()
@@ -239,10 +239,10 @@ class Session:
                     except BaseException:
                         self._flight.give_back(slot)
                         raise
+                    tried += 1
                     self._flight.send(batch, part, slot, filled)
-                    sent += 1
             except BaseException:
-                batch.left -= len(parts) - sent  # never sent: nobody is to wait for them
+                batch.left -= len(parts) - tried  # these are never sent: nobody is to wait for them
                 raise
         return Ticket(self, batch)
 
