@@ -1,3 +1,0 @@
-"""Where ``emucsd.traces`` was before."""
-
-from emucsd.traces import *  # noqa: F403
