@@ -10,6 +10,7 @@ from emucsd.baselines.files import BufferedFiles, SsdM, SsdS
 from emucsd.baselines.host import HostMlp
 from emucsd.baselines.inference import InDrive, RmSsd, RmSsdNaive
 from emucsd.baselines.memory import Dram
+from emucsd.baselines.recssd import RecSsd
 
 __all__ = [
     "KINDS",
@@ -23,6 +24,7 @@ __all__ = [
     "HostMlp",
     "InDrive",
     "Parameter",
+    "RecSsd",
     "RmSsd",
     "RmSsdNaive",
     "SsdM",

@@ -35,12 +35,14 @@ class Baseline(ABC):
     :cvar name: as the paper calls it
     :cvar about: one line for people
     :cvar overlaps: ``stream`` gets more done than ``infer`` after ``infer``
+    :cvar ordered: sums are added in index order, so they are NumPy's bit for bit
     :ivar spent: the host's time by kind, ns
     """
 
     name: ClassVar[str]
     about: ClassVar[str]
     overlaps: ClassVar[bool] = False
+    ordered: ClassVar[bool] = True
 
     drive: Drive
     model: Model

@@ -357,6 +357,7 @@ class RecSsd(HostMlp):
     """
 
     name, about = "RecSSD", "summed by the drive's processor, page reads; hot rows in host DRAM"
+    ordered = False
 
     def prepare(self, drive: Drive, model: Model, weights: Weights, before: Recorded) -> None:
         super().prepare(drive, model, weights, before)

@@ -9,11 +9,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from emucsd.baselines import Baseline, EmbVectorSum, RmSsd, SsdM, SsdS, parameters
+from emucsd.baselines import Baseline, EmbVectorSum, RecSsd, RmSsd, SsdM, SsdS, parameters
 from emucsd.bench.environment import environment
+from emucsd.reproduce.beyond import run_beyond
 from emucsd.reproduce.claims import all_claims
 from emucsd.reproduce.points import Point, Points
-from emucsd.reproduce.settings import BASELINES, FULL, LOCALITY, MODELS, PAPER_TABLES, QUICK, REASONS, Settings
+from emucsd.reproduce.settings import (
+    BASELINES,
+    CACHE_ENTRIES,
+    FULL,
+    LOCALITY,
+    MODELS,
+    PAPER_TABLES,
+    QUICK,
+    REASONS,
+    Settings,
+)
 from emucsd.reproduce.stand import Stand, measure, stand
 from emucsd.reproduce.sweeps import (
     Search,
@@ -33,6 +44,7 @@ def run_reproduce(
     out: Path | None = None,
     *,
     quick: bool = False,
+    beyond: bool = False,
     seed: int = 1,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
@@ -40,6 +52,7 @@ def run_reproduce(
 
     :param out: folder for ``rm-ssd.json``, ``rm-ssd.html`` and the plots; None writes none
     :param quick: small tables, few batches: for tests
+    :param beyond: also what the mechanisms beyond the paper buy
     :param seed: of tables, weights and traces; the same seed gives the same figures
     :param tell: called with what goes on and how much of all is done, 0 to 1
     :returns: ``environment``, ``claims``, ``parameters``, ``points``, ``sweeps``, ``search``, ``files``, ``seconds``
@@ -48,7 +61,8 @@ def run_reproduce(
     began = time.perf_counter()
     tell = tell or (lambda _text, _done: None)
     settings = QUICK if quick else FULL
-    points, sweeps, search = _measured(settings, seed, _part(tell, "", 0.0, 0.97))
+    end = 0.7 if beyond else 0.97
+    points, sweeps, search = _measured(settings, seed, _part(tell, "", 0.0, end))
     result: dict[str, Any] = {
         "environment": environment(),
         "quick": quick,
@@ -57,18 +71,26 @@ def run_reproduce(
         "profile": "rmssd",
         "claims": [claim.record() for claim in all_claims(points, sweeps, search)],
         "parameters": [parameter._asdict() for parameter in parameters()],
-        "settings": {**asdict(settings), "locality": LOCALITY, "paper_table_bytes": PAPER_TABLES, "reasons": REASONS},
+        "settings": _told(settings),
         "baselines": [{"name": kind.name, "about": kind.about} for kind in BASELINES],
         "points": [asdict(point) for point in points],
         "sweeps": {name: sweep.record() for name, sweep in sweeps.items()},
         "search": search.record(),
     }
+    if beyond:
+        result["beyond"] = run_beyond(seed=seed, progress=_part(tell, "beyond: ", end, 0.97 - end), quick=quick)
     result["seconds"] = round(time.perf_counter() - began, 1)
     if out is not None:
         tell("drawing", 0.97)
         result["files"] = write_files(out, result)
         result["seconds"] = round(time.perf_counter() - began, 1)
     return result
+
+
+def _told(settings: Settings) -> dict[str, Any]:
+    """What was run, with its reasons."""
+    constants = {"locality": LOCALITY, "cache_entries": CACHE_ENTRIES, "paper_table_bytes": PAPER_TABLES}
+    return {**asdict(settings), **constants, "reasons": REASONS}
 
 
 def _part(tell: Tell, prefix: str, start: float, share: float) -> Tell:
@@ -78,9 +100,7 @@ def _part(tell: Tell, prefix: str, start: float, share: float) -> Tell:
 
 def _measured(settings: Settings, seed: int, tell: Tell) -> tuple[Points, dict[str, Sweep], Search]:
     tell("starting a drive", 0.0)
-    kinds: tuple[type[Baseline], ...] = tuple(
-        kind for kind in BASELINES if kind in (SsdS, EmbVectorSum, RmSsd) or kind.name == "RecSSD"
-    )
+    kinds: tuple[type[Baseline], ...] = tuple(kind for kind in BASELINES if kind in (SsdS, EmbVectorSum, RecSsd, RmSsd))
     cached: tuple[type[Baseline], ...] = (*kinds[:1], SsdM, *kinds[1:])
     with stand(settings.table_bytes, len(MODELS), seed) as bench:
         points = _grid(bench, settings, _part(tell, "", 0.02, _GRID))
