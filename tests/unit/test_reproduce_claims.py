@@ -64,6 +64,7 @@ def sweeps() -> dict[str, Sweep]:
             ("batch", "samples_a_batch"),
             ("locality", "k"),
             ("dies", "dies_a_channel"),
+            ("scale", "table_bytes"),
         )
     }
 

@@ -172,11 +172,16 @@ def _parts(pair: Pair) -> str:
 
     def told(point: Point) -> str:
         kinds = {kind: ns / point.batch / 1e3 for kind, ns in point.spent.items()}
-        parts = ", ".join(f"{kind} {us:.1f}" for kind, us in kinds.items() if us >= 0.05)
+        parts = ", ".join(f"{kind} {shown(us)}" for kind, us in kinds.items() if us >= 0.05)
         stages = "" if point.stages is None else f"; {_stages(point.stages)}"
-        return f"{point.baseline} takes {point.latency_ns / point.batch / 1e3:.1f} us a sample ({parts}{stages})"
+        return f"{point.baseline} takes {shown(point.latency_ns / point.batch / 1e3)} us a sample ({parts}{stages})"
 
     return f"{told(pair.slow)}, {told(pair.fast)}"
+
+
+def shown(us: float) -> str:
+    """Microseconds, with a decimal where that says something."""
+    return f"{us:,.0f}" if us >= 100 else f"{us:.1f}"
 
 
 def _stages(stages: dict[str, int]) -> str:

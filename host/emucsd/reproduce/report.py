@@ -43,6 +43,7 @@ def make_report(result: Result, plots: dict[str, Path]) -> str:
             _kinds(),
             "<h2>One thing varied at a time</h2>",
             *(_figure(name, plots) for name in ("lookups", "batch", "locality", "dies")),
+            _scale(result["sweeps"]["scale"]),
             "<h2>Kernel search</h2>",
             _search(result["search"]),
             *_beyond(result),
@@ -161,6 +162,16 @@ def _kinds() -> str:
     kinds = {**KINDS, "drive": "what the host waits for the drive"}
     items = "".join(f"<dt>{_text(kind)}</dt><dd>{_text(about)}</dd>" for kind, about in kinds.items())
     return f"<details><summary>What a batch's time is made of</summary><dl>{items}</dl></details>"
+
+
+def _scale(sweep: dict[str, Any]) -> str:
+    """Tables of the paper's size, whose rows are made from a seed."""
+    times: dict[str, list[str]] = {}
+    for point in sweep["points"]:
+        size = f"{point['latency_ns'] / point['lookups']:.0f} ns with {point['table_bytes'] / 1e9:.3g} GB"
+        times.setdefault(point["baseline"], []).append(size)
+    told = "; ".join(f"{way} {' and '.join(each)}" for way, each in times.items())
+    return f"<p>Scaled tables take the same time as the paper's size, a lookup ({_text(sweep['about'])}): {told}.</p>"
 
 
 def _search(search: dict[str, Any]) -> str:

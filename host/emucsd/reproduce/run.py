@@ -14,6 +14,7 @@ from emucsd.bench.environment import environment
 from emucsd.reproduce.beyond import run_beyond
 from emucsd.reproduce.claims import all_claims
 from emucsd.reproduce.points import Point, Points
+from emucsd.reproduce.scale import at_scale
 from emucsd.reproduce.settings import (
     BASELINES,
     CACHE_ENTRIES,
@@ -116,7 +117,8 @@ def _measured(settings: Settings, seed: int, tell: Tell) -> tuple[Points, dict[s
             at += share
         tell("kernel search", at)
         search = search_kernels(bench)
-    sweeps["dies"] = sweep_dies(settings, min(settings.table_bytes, 24 << 20), seed, _part(tell, "", at, 1 - at))
+    sweeps["dies"] = sweep_dies(settings, min(settings.table_bytes, 24 << 20), seed, _part(tell, "", at, 0.96 - at))
+    sweeps["scale"] = at_scale(settings, seed, _part(tell, "", 0.96, 0.04))
     return Points(points), sweeps, search
 
 

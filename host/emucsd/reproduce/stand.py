@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from emucsd.table import Rows
 from emucsd.traces import Batch, Recorded, make_locality, sums_in_order
 
 PAGE = 4096
+Check = Callable[[Baseline, Batch, Rows], None]
 TOLERANCE = 1e-5  # relative, of outputs; sums are equal bit for bit
 
 
@@ -121,7 +123,7 @@ def measure(
         points, at = [], 0
         for size, count in batches.items():
             part = list(log.part(at, at + size * count).batches(size))
-            points.append(_measure(bench, baseline, part))
+            points.append(run_batches(baseline, part, partial(check_outputs, bench)))
             at += size * count
         check_sums(bench, baseline, part[-1])
         return points
@@ -129,8 +131,9 @@ def measure(
         baseline.close()
 
 
-def _measure(bench: Stand, baseline: Baseline, batches: Sequence[Batch]) -> Point:
-    clock, model, count = bench.drive.clock, baseline.model, len(batches)
+def run_batches(baseline: Baseline, batches: Sequence[Batch], check: Check) -> Point:
+    """A prepared baseline on batches of one size. :param check: is given an answer for each way they were asked"""
+    clock, model, count = baseline.drive.clock, baseline.model, len(batches)
     cache = baseline.cache if isinstance(baseline, BufferedFiles) else None
     pages = (cache.misses, cache.hits) if cache else (0, 0)
     spent, sls = dict(baseline.spent), baseline.sls_ns if isinstance(baseline, HostMlp) else 0
@@ -139,14 +142,14 @@ def _measure(bench: Stand, baseline: Baseline, batches: Sequence[Batch]) -> Poin
     passed = clock.now - began
     kinds = {name: (ns - spent.get(name, 0)) / count for name, ns in baseline.spent.items()}
     kinds["drive"] = passed / count - sum(kinds.values())
-    check_outputs(bench, baseline, batches[0], answers[0])
+    check(baseline, batches[0], answers[0])
     misses = (cache.misses - pages[0]) / count if cache else None
     streamed = passed
     if baseline.overlaps:
         began = clock.now
         answers = list(baseline.stream(batches))
         streamed = clock.now - began
-        check_outputs(bench, baseline, batches[-1], answers[-1])
+        check(baseline, batches[-1], answers[-1])
     lookups = sum(len(bags.indices) for batch in batches for bags in batch.bags) // count
     return Point(
         baseline.name,
