@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar
 
 from emucsd.baselines.costs import Costs, load_costs
@@ -78,6 +78,10 @@ class Baseline(ABC):
 
     def spend(self, what: str, ns: float) -> None:
         """The host works for so long; ``spent`` sums it up by kind (``KINDS``)."""
-        whole = round(ns)
-        self.spent[what] += whole
-        self.drive.clock.think(whole)
+        self.spend_all({what: ns})
+
+    def spend_all(self, kinds: Mapping[str, float]) -> None:
+        """Several kinds of work one after the other, with nothing of the drive's in between."""
+        whole = {what: round(ns) for what, ns in kinds.items()}
+        self.spent.update(whole)
+        self.drive.clock.think(sum(whole.values()))

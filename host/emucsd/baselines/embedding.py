@@ -39,16 +39,20 @@ class EmbMmio(HostMlp):
         self.window: NDArray[np.uint8] = drive.alloc((_STAGED, PAGE))
 
     def sls(self, batch: Batch) -> Rows:
-        self.spend("framework", self.costs.operator)
-        return side_by_side([self._table(number, bags) for number, bags in enumerate(batch.bags)])
+        sums = side_by_side([self._table(number, bags) for number, bags in enumerate(batch.bags)])
+        loads = [
+            len(bags.indices) * self.costs.mmio_rows(table.info.row_bytes)
+            for table, bags in zip(self.tables, batch.bags, strict=True)
+        ]
+        adds = sum(len(bags.indices) * table.dim for table, bags in zip(self.tables, batch.bags, strict=True))
+        self.spend_all({"framework": self.costs.operator, "rows": sum(loads) + self.costs.add(adds)})
+        return sums
 
     def _table(self, number: int, bags: Bags) -> Rows:
         table = self.tables[number]
-        row_bytes = table.info.row_bytes
         rows = np.empty((len(bags.indices), table.dim), np.float32)
         for at in range(0, len(rows), _STAGED):
             rows[at : at + _STAGED] = self._load(number, bags.indices[at : at + _STAGED])
-        self.spend("rows", len(rows) * self.costs.mmio_rows(row_bytes) + self.costs.add(rows.size))
         return sums_in_order(rows, Bags(np.arange(len(rows)), bags.offsets))
 
     def _load(self, number: int, ids: NDArray[np.int64]) -> Rows:
@@ -68,8 +72,7 @@ class _InDrive(HostMlp):
     grain: ClassVar[Literal["vector", "page"]]
 
     def sls(self, batch: Batch) -> Rows:
-        self.spend("framework", self.costs.operator)
-        self.spend("calls", self.costs.send)
+        self.spend_all({"framework": self.costs.operator, "calls": self.costs.send})
         sums = lookup_many(self.tables, [bags.pair for bags in batch.bags], self.grain)
         self.spend("calls", self.costs.receive)
         return side_by_side(sums)

@@ -45,9 +45,13 @@ class BufferedFiles(HostMlp):
         before = self.cache.misses
         sums = side_by_side(self.cache.lookup(list(enumerate(some))))
         lookups = [len(bags.indices) for bags in some]
-        self.spend("hits", sum(lookups) * self.costs.vector_read)
-        self.spend("misses", (self.cache.misses - before) * self.costs.miss)
-        self.spend("rows", self.costs.add(sum(n * table.dim for n, table in zip(lookups, self.tables, strict=True))))
+        self.spend_all(
+            {
+                "hits": sum(lookups) * self.costs.vector_read,
+                "misses": (self.cache.misses - before) * self.costs.miss,
+                "rows": self.costs.add(sum(n * table.dim for n, table in zip(lookups, self.tables, strict=True))),
+            }
+        )
         return sums
 
 

@@ -55,6 +55,5 @@ class HostMlp(Baseline):
         sums = self.sls(batch)
         self.sls_ns += self.drive.clock.now - began
         framework, layers = mlp_ns(self.costs, self.model, batch.samples)
-        self.spend("framework", framework)
-        self.spend("layers", layers)
+        self.spend_all({"framework": framework, "layers": layers})
         return mlp(self, batch.dense, sums)

@@ -56,8 +56,7 @@ class InDrive(Baseline):
             yield self._read(under_way.popleft())
 
     def _call(self) -> None:
-        self.spend("framework", self.costs.operator)
-        self.spend("calls", self.costs.send)
+        self.spend_all({"framework": self.costs.operator, "calls": self.costs.send})
 
     def _read(self, ticket: Any) -> Rows:
         outputs = self.session.read(ticket)

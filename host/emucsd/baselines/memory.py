@@ -21,7 +21,9 @@ class Dram(HostMlp):
         self.rows = [table.read_rows() for table in self.tables]
 
     def sls(self, batch: Batch) -> Rows:
-        for table, bags in zip(self.tables, batch.bags, strict=True):
-            self.spend("framework", self.costs.operator)
-            self.spend("rows", self.costs.gather(len(bags.indices), table.info.row_bytes))
+        rows = [
+            self.costs.gather(len(bags.indices), table.info.row_bytes)
+            for table, bags in zip(self.tables, batch.bags, strict=True)
+        ]
+        self.spend_all({"framework": self.costs.operator * len(self.tables), "rows": sum(rows)})
         return side_by_side([sums_in_order(rows, bags) for rows, bags in zip(self.rows, batch.bags, strict=True)])

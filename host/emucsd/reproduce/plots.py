@@ -107,9 +107,8 @@ def draw_models(figure: Any, result: Result) -> None:
         ratios = [rates[model, way] / rates[model, "SSD-S"] for model in models]
         places = [number - 0.44 + (turn + 0.5) * width for number in range(len(models))]
         bars = axes.bar(places, ratios, width, color=COLORS[way], label=way)
-        axes.bar_label(
-            bars, labels=[f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}" for ratio in ratios], fontsize=6, padding=1
-        )
+        labels = [f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}" for ratio in ratios]
+        axes.bar_label(bars, labels=labels, fontsize=6, padding=1)
     _logarithmic(axes, y=True, unit="x")
     axes.axhline(1, color="#555", linewidth=0.8)
     axes.set_xticks(range(len(models)), [NAMES[model] for model in models])

@@ -171,7 +171,10 @@ def _scale(sweep: dict[str, Any]) -> str:
         size = f"{point['latency_ns'] / point['lookups']:.0f} ns with {point['table_bytes'] / 1e9:.3g} GB"
         times.setdefault(point["baseline"], []).append(size)
     told = "; ".join(f"{way} {' and '.join(each)}" for way, each in times.items())
-    return f"<p>Scaled tables take the same time as the paper's size, a lookup ({_text(sweep['about'])}): {told}.</p>"
+    return (
+        f"<p>The same at the paper's size, a lookup ({_text(sweep['about'])}): {told}. They differ by how evenly chance "
+        "deals the ids to the dies.</p>"
+    )
 
 
 def _search(search: dict[str, Any]) -> str:
