@@ -22,7 +22,6 @@ from emucsd.baselines import (
     SsdS,
     load_costs,
 )
-from emucsd.baselines.alone import OneByOne
 from emucsd.baselines.pagecache import page_lbas
 from emucsd.rm import Model
 from emucsd.rm.weights import Weights
@@ -82,24 +81,23 @@ def test_answers_are_right_and_time_is_accounted_for(
     baseline.close()
 
 
-def test_reads_one_by_one(drive: Drive) -> None:
-    """Reads timed once and brought together take what they take at queue depth 1, to the nanosecond."""
-    space = drive.namespace(1)
-    blocks = 4096 // space.lba_bytes
-    with MODEL.open_tables(drive)[0] as table:
-        lbas = np.random.default_rng(3).choice(page_lbas(table), 300)
-    buffers = drive.alloc((300, 4096))
-    other = drive.alloc((300, 4096))
-    reader = OneByOne(drive, space, blocks)
-    times = []
-    for _ in range(2):
-        began = drive.clock.now
-        reader.read(lbas, buffers)
-        times.append(drive.clock.now - began)
+def test_pages_one_by_one(drive: Drive, log: Recorded) -> None:
+    """EMB-MMIO waits for the drive exactly as long as its pages take when they are read at queue depth 1."""
+    baseline = prepared(EmbMmio, drive, log)
+    batch = next(log.part(16, 24).batches(2))
     began = drive.clock.now
-    space.submit(Io.READ, lbas, other, blocks=blocks, depth=1).check()
-    assert times == [drive.clock.now - began] * 2
-    assert np.array_equal(buffers, other)
+    baseline.sls(batch)
+    waited = drive.clock.now - began - sum(baseline.spent.values())
+    pages = [
+        page_lbas(table)[bags.indices * 128 // 4096] for table, bags in zip(baseline.tables, batch.bags, strict=True)
+    ]
+    lbas = np.concatenate(pages)
+    space = drive.namespace(1)
+    began = drive.clock.now
+    window = drive.alloc((16, 4096))
+    space.submit(Io.READ, lbas, window, blocks=4096 // space.lba_bytes, depth=1).check()
+    assert waited == drive.clock.now - began
+    baseline.close()
 
 
 def test_page_cache_is_lru(drive: Drive, log: Recorded) -> None:

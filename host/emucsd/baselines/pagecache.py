@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emucsd.baselines.alone import OneByOne
 from emucsd.drive import Drive
 from emucsd.errors import InvalidArgument
 from emucsd.table import Rows, Table
@@ -40,7 +39,6 @@ class HostLookup:
         self.drive, self.tables, self.depth = drive, list(tables), depth
         self.lba_bytes = tables[0].namespace.lba_bytes
         lbas = [page_lbas(table) for table in tables]
-        self._alone = OneByOne(drive, tables[0].namespace, PAGE // self.lba_bytes)
         self.first_page = np.cumsum([0, *(len(some) for some in lbas)])
         self.lbas = np.concatenate(lbas)
         self.capacity = max(int(share * len(self.lbas)), 1)
@@ -110,10 +108,7 @@ class HostLookup:
         if len(pages):
             space, blocks = self.tables[0].namespace, PAGE // self.lba_bytes
             staged = self.frames[self.capacity : self.capacity + len(pages)]
-            if depth == 1:
-                self._alone.read(self.lbas[pages], staged)
-            else:
-                space.submit(Io.READ, self.lbas[pages], staged, blocks=blocks, depth=depth, latencies=False).check()
+            space.submit(Io.READ, self.lbas[pages], staged, blocks=blocks, depth=depth, latencies=False).check()
 
     def _keep(self, pages: Pages) -> None:
         """Staged pages take the places of those that were not used for longest."""

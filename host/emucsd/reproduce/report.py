@@ -172,8 +172,8 @@ def _scale(sweep: dict[str, Any]) -> str:
         times.setdefault(point["baseline"], []).append(size)
     told = "; ".join(f"{way} {' and '.join(each)}" for way, each in times.items())
     return (
-        f"<p>The same at the paper's size, a lookup ({_text(sweep['about'])}): {told}. They differ by how evenly chance "
-        "deals the ids to the dies.</p>"
+        f"<p>The same at the paper's size, a lookup ({_text(sweep['about'])}): {told}. They differ by how evenly "
+        "chance deals the ids to the dies.</p>"
     )
 
 
