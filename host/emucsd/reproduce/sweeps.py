@@ -128,11 +128,12 @@ class Search:
         """Share of a resource."""
         return 1 - self.searched[kind] / self.plain[kind]
 
-    def why(self, kind: str) -> str:
-        """In multipliers: what all four go with."""
+    @property
+    def multipliers(self) -> tuple[int, int]:
+        """Of all kernels, without the search and with it."""
         both = (self.plain_layers, self.searched_layers)
-        units = [sum(layer["kr"] * layer["kc"] for layer in layers) for layers in both]
-        return f"Kernels of {units[0]:,} and {units[1]:,} multipliers." if kind == "dsp" else ""
+        plain, searched = (sum(layer["kr"] * layer["kc"] for layer in layers) for layers in both)
+        return plain, searched
 
     def record(self) -> dict[str, Any]:
         """As JSON has it."""
