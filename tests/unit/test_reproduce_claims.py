@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from emucsd.baselines import parameters
+from emucsd.cli.reproduce import show
 from emucsd.reproduce.claims import all_claims
 from emucsd.reproduce.plots import COLORS, KINDS, draw_all
 from emucsd.reproduce.points import (
@@ -27,7 +29,7 @@ from emucsd.reproduce.points import (
     needed_miss,
     operators,
 )
-from emucsd.reproduce.report import make_report
+from emucsd.reproduce.report import gains, make_report
 from emucsd.reproduce.settings import BASELINES, LOCALITY, MODELS, QUICK, REASONS
 from emucsd.reproduce.sweeps import Search, Sweep, fitted
 
@@ -78,6 +80,24 @@ def search() -> Search:
     return Search("rmc3", "XCVU9P", plain, searched, [LAYER, LAYER], [LAYER], 0.0)
 
 
+def beyond() -> dict[str, Any]:
+    row = {"workload": "amazon", "virtual_ns": 5, "counted": True, "error": 0.0}
+    return {
+        "workloads": [{"name": "amazon"}],
+        "mechanisms": [{"name": name, "about": f"about {name}"} for name in ("RM-SSD", "cache")],
+        "rows": [
+            {**row, "mechanism": "RM-SSD", "versus": None, "ratio": 1.0},
+            {**row, "mechanism": "cache", "versus": "RM-SSD", "ratio": 2.5},
+        ],
+        "floor": {
+            "wanted": {"speedup": 2.0},
+            "fast_enough": ["amazon"],
+            "lowest": {"ratio": 2.5, "mechanism": "cache", "workload": "amazon"},
+        },
+        "parameters": [{"name": "cache_bytes", "value": 1, "unit": "bytes", "reason": "any"}],
+    }
+
+
 def result() -> dict[str, Any]:
     return {
         "environment": {"cpu": "any <one>"},
@@ -92,6 +112,7 @@ def result() -> dict[str, Any]:
         "points": [asdict(some) for some in grid()],
         "sweeps": {name: sweep.record() for name, sweep in sweeps().items()},
         "search": search().record(),
+        "beyond": beyond(),
     }
 
 
@@ -166,6 +187,22 @@ def test_report(tmp_path: Path) -> None:
     Tags().feed(page)
     assert open_tags == []
     assert json.loads(json.dumps(found))["claims"] == found["claims"]
+
+
+def test_gains() -> None:
+    """Of what goes beyond the paper, mechanisms with something to compare with are listed, workload by workload."""
+    assert gains(beyond()) == (["amazon"], [("cache", "RM-SSD", [2.5])])
+
+
+def test_shown_for_people() -> None:
+    """The command shows every claim, why the far ones are far, and the gains."""
+    console = Console(record=True, width=200)
+    show(result() | {"files": ["a.html"]}, console)
+    text = console.export_text()
+    for claim in result()["claims"]:
+        assert claim["claim"] in text
+    assert "2.50x" in text
+    assert "written: a.html" in text
 
 
 def test_plots_are_the_same_again(tmp_path: Path) -> None:

@@ -20,6 +20,14 @@ from emucsd.traces import Bags, Batch, Recorded, sums_in_order
 _STAGED = 1 << 14  # vectors that come together
 
 
+def page_alone(table: Table) -> int:
+    """What the drive takes for a page of a table while it does nothing else, ns."""
+    space, clock = table.namespace, table.drive.clock
+    began = clock.now
+    space.read(int(page_lbas(table)[0]), PAGE // space.lba_bytes, table.drive.alloc(PAGE))
+    return clock.now - began
+
+
 class EmbMmio(HostMlp):
     """Every vector: the drive reads its page, the CPU loads the vector from the drive's window and adds it.
 
@@ -33,9 +41,7 @@ class EmbMmio(HostMlp):
 
     def prepare(self, drive: Drive, model: Model, weights: Weights, before: Recorded) -> None:
         super().prepare(drive, model, weights, before)
-        space, began = self.tables[0].namespace, drive.clock.now
-        space.read(int(page_lbas(self.tables[0])[0]), PAGE // space.lba_bytes, drive.alloc(PAGE))
-        self.page_ns = drive.clock.now - began
+        self.page_ns = page_alone(self.tables[0])
 
     def sls(self, batch: Batch) -> Rows:
         began = self.drive.clock.now

@@ -1,7 +1,7 @@
 """The usual way, to compare with: the host reads pages of a table and adds rows itself, with pages cached in DRAM.
 
-The cache is LRU over 4 KiB pages. The host's own work (finding pages, adding rows) takes no time here: ``files`` adds
-what it costs.
+The cache is LRU over 4 KiB pages. The host's own work (finding pages, adding rows) takes no time here: no real host can
+do better. (``files`` counts it.)
 """
 
 from __future__ import annotations
@@ -58,17 +58,6 @@ class HostLookup:
         hottest = np.argsort(-counts, kind="stable")[: self.capacity]
         hottest = hottest[counts[hottest] > 0]
         self._fill(hottest[::-1])
-
-    def follow(self, log: Sequence[Bags]) -> None:
-        """Hold what an LRU cache holds after these lookups.
-
-        :param log: of each table, one bag a sample; made sample by sample, table by table
-        """
-        pages = np.concatenate([self._pages(number, bags.indices) for number, bags in enumerate(log)])
-        samples = np.concatenate([np.repeat(np.arange(bags.count), np.diff(bags.offsets)) for bags in log])
-        newest_first = pages[np.argsort(samples, kind="stable")][::-1]
-        found, places = np.unique(newest_first, return_index=True)
-        self._fill(found[np.argsort(places)][: self.capacity][::-1])
 
     def _fill(self, pages: Pages) -> None:
         """Bring pages into the cache, the last one as the one that was used last."""

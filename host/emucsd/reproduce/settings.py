@@ -61,7 +61,7 @@ class Settings:
 
 FULL = Settings(
     table_bytes=192 << 20,
-    batches={1: 16, 16: 4, 64: 3},
+    batches={1: 16, 16: 4, 64: 2},
     lookups=(1, 5, 10, 20, 40, 80, 120, 160),
     sweep_batches=(1, 2, 4, 8, 16, 32, 64, 128),
     localities=(0.0, 0.3, 1.0, 2.0),
