@@ -9,6 +9,7 @@ read before, many at a time, to spare the computer a wait for every page.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -24,8 +25,6 @@ from emucsd.table import Rows
 from emucsd.traces import Bags, Batch, Recorded, sums_in_order
 
 Ids = NDArray[np.int64]
-
-_BATCH = 16  # samples of the log before at a time
 
 
 class PageCache:
@@ -65,8 +64,7 @@ class BufferedFiles(HostMlp):
         pages = [-(-table.info.size // PAGE) for table in self.tables]
         self.first_page = np.cumsum([0, *pages])
         self.cache = PageCache(max(int(self.share * sum(pages)), 1))
-        for batch in before.batches(_BATCH):
-            self.cache.use(self._pages(batch.bags))
+        self.cache.use(self._pages([some.bags for some in before.lookups]))
         self.page_ns = page_alone(self.tables[0])
         self.misses = 0
 
@@ -86,14 +84,19 @@ class BufferedFiles(HostMlp):
         )
         return side_by_side([sums_in_order(rows, bags) for rows, bags in zip(self.rows, batch.bags, strict=True)])
 
-    def _pages(self, bags: tuple[Bags, ...]) -> Ids:
-        """Pages in the order of their use: table by table, as one operator runs after the other."""
-        return np.concatenate(
-            [
-                first + some.indices * table.info.row_bytes // PAGE
-                for first, some, table in zip(self.first_page[:-1], bags, self.tables, strict=True)
-            ]
-        )
+    def _pages(self, batch: Sequence[Bags]) -> Ids:
+        """Pages in the order of their use: sample by sample, and table by table within one.
+
+        Operators run table by table over a whole batch. Over tables of the paper's size that makes no difference, for
+        a batch touches 1 % of their pages; over scaled ones it would turn the cache over within a batch.
+        """
+        pages = [
+            first + bags.indices * table.info.row_bytes // PAGE
+            for first, bags, table in zip(self.first_page[:-1], batch, self.tables, strict=True)
+        ]
+        samples = [np.repeat(np.arange(bags.count), np.diff(bags.offsets)) for bags in batch]
+        found: Ids = np.concatenate(pages)[np.argsort(np.concatenate(samples), kind="stable")]
+        return found
 
 
 class SsdS(BufferedFiles):
