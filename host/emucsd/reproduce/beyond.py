@@ -20,7 +20,6 @@ import numpy as np
 from emucsd.baselines.costs import load_costs
 from emucsd.baselines.host import mlp_ns
 from emucsd.drive import Drive
-from emucsd.errors import EmucsdError
 from emucsd.reproduce.beyond_workloads import (
     AMAZON_BATCH,
     AMAZON_DIM,
@@ -33,6 +32,7 @@ from emucsd.reproduce.beyond_workloads import (
     Workload,
     make_workloads,
 )
+from emucsd.reproduce.stand import WrongAnswer
 from emucsd.rm.model import Model
 from emucsd.sharding import Fleet, ShardedTable, ShardedTables, spread
 from emucsd.table import Rows, Table, lookup_many
@@ -58,10 +58,6 @@ REASONS = (
 WANTED = {"speedup": 2.0, "on": 2, "of": 5, "lowest": 0.98}
 
 Way = Literal["in flight", "one by one", "prefetch", "two drives"]
-
-
-class BeyondFailed(EmucsdError):
-    """A sum differs from NumPy's: a bug, and never to be shown as a result."""
 
 
 class Mechanism(NamedTuple):
@@ -147,7 +143,7 @@ def run_beyond(*, seed: int = 1, progress: Progress | None = None, quick: bool =
         ``flash_reads``, ``array_reads`` (those of them that no page register had) and ``cache_hits`` as shares of the
         lookups, ``error``: the largest relative error of a sum),
         ``floor`` (what is wanted, what was reached), ``parameters``, ``seconds``
-    :raises BeyondFailed: a sum differs
+    :raises WrongAnswer: a sum differs
     """
     began = time.perf_counter()
     tell = progress or (lambda _text, _done: None)
@@ -203,7 +199,7 @@ class Stage:
         self._tables: dict[tuple[int | str, Dtype], list[Table]] = {}
 
     def measure(self, workload: Workload, mechanism: Mechanism) -> Measured:
-        """Warm up on the first half, measure the second. :raises BeyondFailed: FP32 sums that are not NumPy's"""
+        """Warm up on the first half, measure the second. :raises WrongAnswer: FP32 sums that are not NumPy's"""
         two = mechanism.way == "two drives"
         measured = self._two_drives(workload) if two else self._one_drive(workload, mechanism)
         if mechanism.dtype == "float32":
@@ -211,7 +207,9 @@ class Stage:
                 zip(measured.sums, workload.wanted(mechanism.order, mechanism.dtype), strict=True)
             ):
                 if not two and not np.array_equal(mine.view(np.uint32), right.view(np.uint32)):
-                    raise BeyondFailed(f"{workload.name}, {mechanism.name}: sums of table {number} are not NumPy's")
+                    raise WrongAnswer(
+                        f"{workload.name}, {mechanism.name}: sums of table {number} are not NumPy's; this is a bug"
+                    )
         return measured
 
     def _one_drive(self, workload: Workload, mechanism: Mechanism) -> Measured:
