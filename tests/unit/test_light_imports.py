@@ -33,6 +33,8 @@ NUMPY = (
     "tablefile",
     "volume",
     "traces",
+    "placement",
+    "sharding",
     "admin",
     "namespace",
     "linux.attachment",
