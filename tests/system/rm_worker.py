@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from emucsd import Drive, Table
+from emucsd.baselines.recssd import RecSsdTables
 from emucsd.linux import nodes
 from emucsd.rm import EmbeddingTable, Model, Session
 from emucsd.rm.errors import IndexOutOfRangeOfTable, SessionClosed
@@ -112,6 +113,15 @@ def infer(drive: Drive, tables: list[Table], case: Any) -> dict[str, Any]:
     return found
 
 
+def recssd(drive: Drive, rows: Any, sparse: list[tuple[Any, Any]]) -> list[str]:
+    """RecSSD's sums of the case's tables, over the raw namespace, as hex; the drive was told to take its commands."""
+    device = RecSsdTables(drive, [table.shape for table in rows], enable=False)
+    for number, table in enumerate(rows):
+        device.load(number, table)
+    device.keep_rows(0, [1, 2, 3])
+    return [sums.tobytes().hex() for sums in device.lookup(sparse)]
+
+
 def main(node: Path, path: Path) -> int:
     (space,) = nodes.namespaces(node.name)
     case = np.load(path)
@@ -124,6 +134,8 @@ def main(node: Path, path: Path) -> int:
         found = infer(drive, tables, case)
         found["extents"] = [len(table.info.extents) for table in tables]
         found["loaded"] = [name for name in NOT_HERE if name in sys.modules]
+    with Drive.open(node) as drive:
+        found["recssd"] = recssd(drive, case["rows"], sparse_of(case))
     print(json.dumps(found))
     return 0
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from emucsd import Drive
+from emucsd.baselines.recssd import RecSsdTables
 from emucsd.rm import Session
 from emucsd.testbed import Testbed
 from tests.system.rm_worker import model_of, sparse_of, weights_of
@@ -59,6 +60,7 @@ def direct(case: dict[str, Any]) -> np.ndarray[Any, Any]:
 @pytest.fixture(scope="module")
 def found(testbed: Testbed, case: dict[str, Any]) -> dict[str, Any]:
     """What the worker said."""
+    testbed.drive().control.recssd(enabled=True)
     data = io.BytesIO()
     np.savez(data, **case)
     testbed.host.put(WORKER, "/root/rm_worker.py")
@@ -88,6 +90,21 @@ def test_faults_in_the_machine(found: dict[str, Any]) -> None:
     assert found["bad"] == [0, 5, ROWS]
     assert found["closed"]
     assert found["after_bad"] == found["again"] == found["outputs"]
+
+
+def test_recssd_over_linux(found: dict[str, Any], case: dict[str, Any]) -> None:
+    """RecSSD's commands go through Linux's driver as well: the direct client's bits, and NumPy's within rounding."""
+    shapes = [rows.shape for rows in case["rows"]]
+    with Drive.start("null", size=64 << 20) as drive:
+        device = RecSsdTables(drive, shapes)
+        for number, rows in enumerate(case["rows"]):
+            device.load(number, rows)
+        device.keep_rows(0, [1, 2, 3])
+        sums = device.lookup(sparse_of(case))
+    assert found["recssd"] == [table.tobytes().hex() for table in sums]
+    for table, rows, (ids, starts) in zip(sums, case["rows"], sparse_of(case), strict=True):
+        exact = [rows[part].astype(np.float64).sum(0) for part in np.split(ids, starts[1:])]
+        assert np.allclose(table, exact, rtol=1e-5, atol=1e-4 * np.abs(rows).max())
 
 
 def test_nothing_compiled_is_loaded(found: dict[str, Any]) -> None:
