@@ -231,7 +231,7 @@ def test_page_grained_time(rig: SlsRig) -> None:
     now = 10_000_000
     _, ready = rig.sums(np.array([[0, 3]]), 1, 32, now=now)
     cycles = costs.request_cycles + costs.pair_cycles + costs.page_cycles
-    cycles += costs.vector_cycles + 32 * costs.element_cycles + costs.sector_cycles
+    cycles += costs.vector_cycles + 32 * (costs.element_cycles + costs.copy_cycles) + costs.sector_cycles
     assert ready - now == 14_000 + 6_000 + cycles
 
 
@@ -246,7 +246,9 @@ def test_row_cache(rig: SlsRig) -> None:
     assert np.array_equal(again, reference(rig.rows(32), pairs, 2))
     assert after["cache_hits"] - before["cache_hits"] == 3
     assert after["flash_pages"] == before["flash_pages"]
-    assert ready - 30_000_000 < 14_000
+    costs = rig.profile.recssd
+    cycles = costs.request_cycles + 3 * (costs.pair_cycles + 32 * costs.element_cycles) + costs.sector_cycles
+    assert ready - 30_000_000 == cycles
     here, other = rig.map[10], rig.map[200]
     rig.map[10], rig.map[200] = other, here  # rows 320 to 351 lie elsewhere now
     moved, _ = rig.sums(pairs, 2, 32, now=40_000_000)
@@ -281,7 +283,7 @@ def test_page_buffer() -> None:
 
 def test_dies_work_together() -> None:
     """Many pages take the channels' time, not the sum of theirs; pages cross the channel whole."""
-    rig = SlsRig()
+    rig = SlsRig(**{"recssd.cpu_mhz": 10_000})
     before = rig.nand.snapshot()["classes"]["lookup"]
     pairs = np.stack([np.zeros(128, int), np.arange(128) * 64 + 9], 1)
     _, ready = rig.sums(pairs, 1, 32, now=50_000_000)
@@ -447,7 +449,7 @@ def test_statistics() -> None:
     assert found["cache_hit"] == 0.5
     assert found["mean_us"]["flash_read"] >= 20
     assert found["mean_us"]["request"] > found["mean_us"]["config_process"] > found["mean_us"]["config_write"] > 0
-    assert found["mean_us"]["translation"] == pytest.approx(0.572)
+    assert found["mean_us"]["translation"] == pytest.approx(0.54 + 32 * 0.3)
     rig.sls.clear()
     assert set(rig.counters.values()) == {0}
     assert ready > 1_000_000
@@ -458,10 +460,11 @@ def test_statistics() -> None:
     [
         ("cpu_mhz", 500),
         ("request_cycles", 9000),
-        ("pair_cycles", 500),
+        ("pair_cycles", 900),
         ("page_cycles", 5000),
         ("vector_cycles", 900),
-        ("element_cycles", 60),
+        ("element_cycles", 400),
+        ("copy_cycles", 300),
         ("sector_cycles", 5000),
         ("page_buffer", 0),
         ("cache_entries", 0),
@@ -473,8 +476,9 @@ def test_no_knob_is_inert(knob: str, value: int) -> None:
     pairs = random_pairs(np.random.default_rng(6), 200, 4, 2000)
 
     def spent(**settings: int) -> int:
-        rig = SlsRig(**{f"recssd.{name}": number for name, number in settings.items()})
+        fast = {"cpu_mhz": 4000} | settings  # so that the flash is felt as well
+        rig = SlsRig(**{f"recssd.{name}": number for name, number in fast.items()})
         rig.sums(pairs[::2], 4, 32)
         return rig.sums(pairs, 4, 32, now=1 << 30)[1]
 
-    assert spent(**{knob: value}) > spent()
+    assert spent(**{knob: value}) != spent()

@@ -103,8 +103,16 @@ def _spend(recssd: RecSsd, start: int, end: int) -> None:
 
 
 @jit
+def _add_ns(recssd: RecSsd, request: SlsRequest) -> int:
+    """Adding a row that the row cache holds."""
+    return nanoseconds(recssd, recssd.element_cycles * request.dim)
+
+
+@jit
 def _vector_ns(recssd: RecSsd, request: SlsRequest) -> int:
-    return nanoseconds(recssd, recssd.vector_cycles + recssd.element_cycles * request.dim)
+    """Taking a row out of a page: adding it, and copying it into the row cache."""
+    element = recssd.element_cycles + (recssd.copy_cycles if recssd.cache_entries != 0 else 0)
+    return nanoseconds(recssd, recssd.vector_cycles + element * request.dim)
 
 
 @jit
@@ -119,14 +127,14 @@ def _configure(recssd: RecSsd, ftl: Ftl, request: SlsRequest, now: int) -> None:
     end = min(request.cursor + SLICE, request.count)
     for position in range(request.cursor, end):
         prefetch_page(ftl, _place(request, position) >> recssd.page_shift)
-    time, pair_ns, vector_ns = now, nanoseconds(recssd, recssd.pair_cycles), _vector_ns(recssd, request)
+    time, pair_ns, add_ns = now, nanoseconds(recssd, recssd.pair_cycles), _add_ns(recssd, request)
     for position in range(request.cursor, end):
         time += pair_ns
         _add(recssd, ftl, request, position)
         ppn = location(ftl, _place(request, position) >> recssd.page_shift)
         row = get_u32(request.pairs, 2 * position + 1)
         if has_row(recssd, request.table_id, row, request.row_bytes, ppn):
-            time += vector_ns
+            time += add_ns
             recssd.counters.cache_hits += 1
             _pay(request, position, time)
         else:

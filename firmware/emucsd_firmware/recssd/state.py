@@ -137,6 +137,7 @@ class RecSsd(State):
     page_cycles: I64
     vector_cycles: I64
     element_cycles: I64
+    copy_cycles: I64
     sector_cycles: I64
     free_read: I64
     free_waiter: I64
@@ -186,6 +187,9 @@ class RecSsdSettings(Protocol):
     def element_cycles(self) -> int: ...
 
     @property
+    def copy_cycles(self) -> int: ...
+
+    @property
     def sector_cycles(self) -> int: ...
 
     @property
@@ -228,7 +232,7 @@ class RecSsdMemory:
             record[name] = getattr(self, name).ctypes.data
         record["scratch"], record["zeros"] = (row.ctypes.data for row in self.rows)
         record["cell"] = self.cell.ctypes.data
-        for name in ("request_cycles", "pair_cycles", "page_cycles", "vector_cycles", "element_cycles"):
+        for name in ("request_cycles", "pair_cycles", "page_cycles", "vector_cycles", "element_cycles", "copy_cycles"):
             record[name] = getattr(settings, name)
         record["sector_cycles"], record["queue_depth"] = settings.sector_cycles, settings.queue_depth
         record["cycle_ps"] = round(1_000_000 / settings.cpu_mhz)
