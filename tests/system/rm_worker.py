@@ -30,7 +30,7 @@ from emucsd.rm.weights import LayerWeights, Weights
 MOUNT = Path("/run/rm_worker")
 FILE_SYSTEM = "32M"
 HOLE = 16 << 10  # bytes between two files that stay
-DECOY = 2 << 20  # of a file that takes what larger pieces there are
+PIECES = 4  # at least, of each table
 NOT_HERE = ("numba", "llvmlite", "rich", "msgspec", "torch")
 
 
@@ -78,12 +78,21 @@ def fragmented(device: str) -> Iterator[Path]:
         for number in range(0, made, 2):
             (MOUNT / f"fill-{number}").unlink()
         os.sync()
-        (MOUNT / "decoy").write_bytes(bytes(DECOY))
-        os.sync()
         yield MOUNT
     finally:
         shell("umount", str(MOUNT))
         MOUNT.rmdir()
+
+
+def table_in_pieces(drive: Drive, path: Path, rows: Any) -> Table:
+    """A table's file; one that found a larger hole stays as a decoy and fills it."""
+    for attempt in range(16):
+        table = Table.create_file(path, rows, drive=drive)
+        if len(table.info.extents) >= PIECES:
+            break
+        table.close()
+        path.rename(path.with_name(f"decoy-{attempt}-{path.name}"))
+    return table
 
 
 def infer(drive: Drive, tables: list[Table], case: Any) -> dict[str, Any]:
@@ -128,7 +137,7 @@ def main(node: Path, path: Path) -> int:
     with fragmented(str(space.block)) as folder, ExitStack() as stack_:
         drive = stack_.enter_context(Drive.open(node))
         tables = [
-            stack_.enter_context(Table.create_file(folder / f"table-{n}", rows, drive=drive))
+            stack_.enter_context(table_in_pieces(drive, folder / f"table-{n}", rows))
             for n, rows in enumerate(case["rows"])
         ]
         found = infer(drive, tables, case)
