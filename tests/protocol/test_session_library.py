@@ -186,6 +186,23 @@ def test_tickets_are_read_in_any_order(session: Session, rows: list[Floats]) -> 
             np.testing.assert_allclose(ticket.read(), wanted(session.model, rows, inputs), rtol=1e-5)
 
 
+def test_registers(drive: Drive, tables: list[Table], rows: list[Floats]) -> None:
+    """The session's registers say that outputs are there before they are read, and can carry a batch's parameters."""
+    model = model_of()
+    batches = [batch(model, 3 + n, n) for n in range(6)]
+    with Session.open(drive, model, tables=tables, weights=model.random_weights(SEED), mmio=True) as session:
+        tickets = [session.send(*inputs) for inputs in batches[:2]]
+        assert [ticket.ready for ticket in tickets] == [False, False]
+        drive.clock.think(100_000_000)
+        tickets.append(session.send(*batches[2]))
+        assert [ticket.ready for ticket in tickets] == [True, True, False]
+        for ticket, inputs in zip(tickets, batches, strict=False):
+            np.testing.assert_allclose(ticket.read(), wanted(model, rows, inputs), rtol=1e-5)
+            assert ticket.ready
+        for answer, inputs in zip(session.stream(batches), batches, strict=True):
+            np.testing.assert_allclose(answer, wanted(model, rows, inputs), rtol=1e-5)
+
+
 def test_busy(session: Session) -> None:
     """With wait=False a batch too many is refused; reading one makes room."""
     inputs = batch(session.model, 2)

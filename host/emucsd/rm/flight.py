@@ -19,6 +19,7 @@ from emucsd.errors import EmucsdError
 from emucsd.passthrough import entry
 from emucsd.rm.inputs import Floats, Sparse
 from emucsd.rm.payload import Filled, Part
+from emucsd.rm.registers import Registers
 from emucsd_wire.nvme import SQE, Io
 
 TRIES = 16  # of a batch whose tables change while it is under way
@@ -57,6 +58,7 @@ class _Flying:
         self.batch, self.part, self.slot, self.filled = batch, part, slot, filled
         self.sending = self.reading = -1
         self.tries = 0
+        self.place = 0  # among the batches that the drive has accepted, from 1 on
 
     def fail(self, error: EmucsdError) -> None:
         """The first error is the batch's."""
@@ -73,10 +75,22 @@ class Flight:
     :param slots: one more than that, so that the next part is written while all are under way
     :param explain: makes the error for a batch, part, command, status and dword 0
     :param again: send a part again when its tables changed while it was under way
+    :param registers: the session's, where they are in reach; with ``mmio`` parameters go through them
     """
 
-    def __init__(self, drive: Drive, slots: list[Slot], width: int, explain: Explain, *, again: bool) -> None:
+    def __init__(
+        self,
+        drive: Drive,
+        slots: list[Slot],
+        width: int,
+        explain: Explain,
+        *,
+        again: bool,
+        registers: Registers | None = None,
+        mmio: bool = False,
+    ) -> None:
         self._queue = drive.queue
+        self._registers, self._mmio, self._accepted = registers, mmio, 0
         self._free = slots[::-1]
         self.depth, self.width = len(slots) - 1, width
         self._explain, self._again = explain, again
@@ -108,7 +122,6 @@ class Flight:
 
         Where that fails the slot is free again, and the batch waits for one part less.
         """
-        slot.header[0], slot.header[1], slot.header[2] = part.samples, filled.lookups, filled.flags
         slot.send[_BYTES] = filled.size
         slot.read[_BYTES] = 4 * part.samples * self.width
         flying = _Flying(batch, part, slot, filled)
@@ -127,9 +140,16 @@ class Flight:
 
     def _submit(self, flying: _Flying) -> None:
         """Send a part, for the first time or once more."""
+        slot, filled, samples = flying.slot, flying.filled, flying.part.samples
+        if self._mmio and self._registers is not None:
+            for earlier in self._flying:  # they have taken theirs
+                self._read(earlier)
+            slot.header[:3] = 0
+            self._registers.leave(samples, filled.lookups, filled.flags)
+        else:
+            slot.header[0], slot.header[1], slot.header[2] = samples, filled.lookups, filled.flags
         flying.tries += 1
-        payload = flying.slot.payload[: flying.filled.size]
-        flying.sending = self._queue.submit_one(flying.slot.send, payload)
+        flying.sending = self._queue.submit_one(slot.send, slot.payload[: filled.size])
 
     def _read(self, flying: _Flying) -> None:
         """Have its outputs brought, once it was accepted; waits for that."""
@@ -141,6 +161,8 @@ class Flight:
             error = self._explain(flying.batch, flying.part, "RM_SEND", done.status, done.result & 0xFFFF_FFFF)
             flying.fail(error)
             return
+        self._accepted += 1
+        flying.place = self._accepted
         outputs = flying.slot.outputs[: flying.part.samples * self.width]
         flying.reading = self._queue.submit_one(flying.slot.read, outputs)
 
@@ -169,6 +191,19 @@ class Flight:
         outputs = flying.slot.outputs[: part.samples * self.width]
         flying.batch.out[part.first : part.last] = outputs.reshape(part.samples, self.width)
         return False
+
+    def ended(self, batch: Batch) -> bool:
+        """Whether a batch's outputs are there, by the registers: nothing is sent, nothing is waited for.
+
+        False as well where they are not in reach, and for a batch that was refused.
+        """
+        place, accepted = 0, self._accepted
+        for flying in self._flying:
+            if flying.sending >= 0:  # accepted, as far as is known
+                accepted += 1
+            if flying.batch is batch:
+                place = accepted if flying.sending >= 0 else flying.place
+        return self._registers is not None and place > 0 and self._registers.ready >= place
 
     def finish(self, batch: Batch) -> None:
         """Wait for a batch, and whatever was sent before it."""

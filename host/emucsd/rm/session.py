@@ -32,6 +32,7 @@ from emucsd.rm.model import Model
 from emucsd.rm.opening import open_session, tables_of, watched
 from emucsd.rm.payload import Limits, Part, Writer
 from emucsd.rm.refusal import explain
+from emucsd.rm.registers import registers_of
 from emucsd.rm.weights import LayerWeights, Weights
 from emucsd.table import Table
 from emucsd_wire.nvme import SQE, Io
@@ -55,9 +56,10 @@ class Ticket:
         self.samples = batch.sparse.samples
 
     @property
-    def done(self) -> bool:
-        """Whether ``read`` would come back at once, as far as is known without asking the drive."""
-        return not self._batch.left
+    def ready(self) -> bool:
+        """Whether the outputs are there, so that ``read`` need not wait: seen in the session's registers, without a
+        command. Through Linux, which hides them: once they were read."""
+        return not self._batch.left or self._session._ended(self._batch)
 
     def read(self) -> Floats:
         """See ``Session.read``."""
@@ -102,6 +104,7 @@ class Session:
         grain: Literal["vector", "page"] = "vector",
         fpga: Fpga = "profile",
         consistent: bool = True,
+        mmio: bool = False,
     ) -> Session:
         """Open a model on a drive.
 
@@ -114,6 +117,8 @@ class Session:
         :param fpga: whose resources the kernels must fit
         :param consistent: send a batch again when a table was updated or swapped while it was under way, so that no
             answer mixes versions
+        :param mmio: leave each batch's parameters in the session's registers, as published, rather than in its data;
+            not through Linux, which hides them
         :raises ModelError: tables of another shape than the model's, or a model that the drive does not take
         :raises BudgetExceeded: the FPGA is too small for it
         :raises DramExceeded: weights beyond the drive's memory
@@ -123,6 +128,10 @@ class Session:
         """
         if not 1 <= depth <= MAX_DEPTH:
             raise InvalidArgument(f"depth {depth}: 1 to {MAX_DEPTH} batches may be in flight")
+        if mmio and registers_of(drive, 0) is None:
+            raise InvalidArgument(
+                "mmio=True: a session's registers are in reach of the direct client only, not of Linux's"
+            )
         if grain not in ("vector", "page"):
             raise InvalidArgument(f"grain {grain!r}: 'vector' or 'page'")
         switches = (decompose, compose, search, pipeline, grain == "page", not mlp)
@@ -130,7 +139,7 @@ class Session:
         own: list[Table] = []
         try:
             opened = tables_of(drive, model, tables, own)
-            session = cls._open(drive, model, opened, flags, depth if pipeline else 1, fpga, mlp, consistent)
+            session = cls._open(drive, model, opened, flags, depth if pipeline else 1, fpga, mlp, consistent, mmio)
             session._own_tables = own
         except BaseException:
             for table in own:
@@ -146,7 +155,16 @@ class Session:
 
     @classmethod
     def _open(
-        cls, drive: Drive, model: Model, tables: list[Table], flags: int, depth: int, fpga: str, mlp: bool, again: bool
+        cls,
+        drive: Drive,
+        model: Model,
+        tables: list[Table],
+        flags: int,
+        depth: int,
+        fpga: str,
+        mlp: bool,
+        again: bool,
+        mmio: bool,
     ) -> Session:
         width = model.outputs if mlp else sum(table.dim for table in model.tables)
         most = min(MAX_RM_PAYLOAD, drive.max_transfer) & ~7
@@ -168,7 +186,7 @@ class Session:
         def told(batch: Batch, part: Part, command: str, status: int, dw0: int) -> EmucsdError:
             return explain(model, tables, batch.sparse, part, command, status, dw0)
 
-        flight = Flight(drive, slots, width, told, again=again)
+        flight = Flight(drive, slots, width, told, again=again, registers=registers_of(drive, number), mmio=mmio)
         return cls(drive, model, tables, number, flight, writer, mlp=mlp)
 
     # -- weights
@@ -280,7 +298,7 @@ class Session:
         tickets: deque[Ticket] = deque()
         for dense, sparse in batches:
             tickets.append(self.send(dense, sparse))
-            while tickets and (tickets[0].done or len(tickets) > self._flight.depth):
+            while tickets and (not tickets[0]._batch.left or len(tickets) > self._flight.depth):
                 yield self.read(tickets.popleft())
         while tickets:
             yield self.read(tickets.popleft())
@@ -318,6 +336,10 @@ class Session:
             if answer.status & 0x7FF:
                 raise explain(self.model, self.tables, None, None, "RM_INFO", answer.status, answer.dw0)
             return SessionInfo.unpack(answer.data.tobytes())
+
+    def _ended(self, batch: Batch) -> bool:
+        with self._lock:
+            return not self._closed and self._flight.ended(batch)
 
     def _verify(self, *, sync: bool) -> None:
         """Tables that are files: they lie where they did."""
