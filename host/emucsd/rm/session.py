@@ -126,14 +126,7 @@ class Session:
         :raises WeightsMissing: ``weights`` lack layers
         :raises NameUnknown: a table's name
         """
-        if not 1 <= depth <= MAX_DEPTH:
-            raise InvalidArgument(f"depth {depth}: 1 to {MAX_DEPTH} batches may be in flight")
-        if mmio and registers_of(drive, 0) is None:
-            raise InvalidArgument(
-                "mmio=True: a session's registers are in reach of the direct client only, not of Linux's"
-            )
-        if grain not in ("vector", "page"):
-            raise InvalidArgument(f"grain {grain!r}: 'vector' or 'page'")
+        _check_options(drive, depth, grain, mmio)
         switches = (decompose, compose, search, pipeline, grain == "page", not mlp)
         flags = sum(flag for flag, on in zip(RmFlag, switches, strict=True) if on)
         own: list[Table] = []
@@ -378,3 +371,12 @@ class Session:
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.in_flight} of {self.depth} batches in flight"
         return f"<Session of {self.model.name}: {state}>"
+
+
+def _check_options(drive: Drive, depth: int, grain: str, mmio: bool) -> None:
+    if not 1 <= depth <= MAX_DEPTH:
+        raise InvalidArgument(f"depth {depth}: 1 to {MAX_DEPTH} batches may be in flight")
+    if mmio and registers_of(drive, 0) is None:
+        raise InvalidArgument("mmio=True: a session's registers are in reach of the direct client only, not of Linux's")
+    if grain not in ("vector", "page"):
+        raise InvalidArgument(f"grain {grain!r}: 'vector' or 'page'")
