@@ -161,7 +161,8 @@ class RecSsdTables:
         self.hot = [Hot(np.empty(0, np.int64), np.empty((0, place.dim), np.float32)) for place in self.places]
         if enable:
             drive.control.recssd(enabled=True)
-        self._slots = [_Slot(drive) for _ in range(MAX_REQUESTS)]
+        # one less than the drive takes: a request all from its caches is free there a moment after its answer
+        self._slots = [_Slot(drive) for _ in range(MAX_REQUESTS - 1)]
         self._turn = 0
 
     # -- setup
@@ -331,7 +332,7 @@ class RecSsdTables:
             if slot.request is not None:
                 for token in slot.tokens:
                     self.drive.queue.abandon(token)
-        self._slots = [_Slot(self.drive) for _ in range(MAX_REQUESTS)]
+        self._slots = [_Slot(self.drive) for _ in range(MAX_REQUESTS - 1)]
 
     def _host_part(self, table: int, ids: Ids, bounds: Ids) -> Rows | None:
         """Sums of the rows that the host holds, None where it holds none of them."""
