@@ -5,7 +5,7 @@ no header; samples of it go around as CSV with one. A category is 32 bits in hex
 category is a table, and a sample looks up one row of each, or none where its field is empty. Numbers become
 log(1 + x), negative and missing ones 0, as facebookresearch/dlrm prepares them.
 
-A file is read some MB at a time, by NumPy over all lines of a piece at once, so a day's 46 GB never lie in memory.
+A file is read some MB at a time, by NumPy over all lines of a piece at once, so a day's tens of GB never lie in memory.
 """
 
 from __future__ import annotations
