@@ -44,6 +44,7 @@ from emucsd.extents import (
 )
 from emucsd.linux.blocks import place_of
 from emucsd.rows import PIECE, Rows, TableInfo, TableShapeError, checked_rows, shape_of
+from emucsd.rowtypes import Generated
 from emucsd.volume import Extent
 from emucsd_wire.vendor import MAX_DIM, MAX_EXTENTS
 
@@ -222,6 +223,8 @@ def create(
     """
     if path.exists():
         raise InvalidArgument(f"{path} is there already; choose another name, or delete it")
+    if isinstance(data, Generated):
+        raise TableShapeError("a file has its rows: generated ones are for tables of a volume (Table.create)")
     shape = shape_of(data)
     _check_folder(path, place)
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")

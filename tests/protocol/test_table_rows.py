@@ -192,6 +192,13 @@ def test_generated(drive: Drive) -> None:
     Table.drop(drive, "made")
 
 
+def test_no_generated_file(tmp_path: Path) -> None:
+    """A file holds rows of its own; a seed in their place is refused, and no file is left."""
+    with pytest.raises(TableShapeError, match="volume"):
+        Table.create_file(tmp_path / "rows", generated(1, 10, 4))  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
 # -- changes
 
 
