@@ -67,11 +67,15 @@ def _text(value: Any) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    """:param rows: cells as HTML"""
-    top = "".join(f"<th>{head}</th>" for head in heads)
-    lines = "\n".join("<tr>" + "".join(cells) + "</tr>" for cells in rows)
+    """:param rows: cells as HTML; columns of numbers have their heads on the right, too"""
+    lines = list(rows)
+    numbers = [cell.startswith('<td class="number') for cell in lines[0]] if lines else [False] * len(heads)
+    top = "".join(
+        f'<th class="{"number" if number else ""}">{head}</th>' for head, number in zip(heads, numbers, strict=True)
+    )
+    body = "\n".join("<tr>" + "".join(cells) + "</tr>" for cells in lines)
     return (
-        f'<div class="wide"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>\n{lines}\n</tbody></table></div>'
+        f'<div class="wide"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
     )
 
 
