@@ -276,7 +276,8 @@ class Model:
         for first, there in zip(range(0, samples, self.mapped.minibatch), ready, strict=True):
             n = min(self.mapped.minibatch, samples - first)
             times = self.mapped
-            self.embedding = max(there + int(times.tail_ns[n]), self.embedding + int(times.embedding_ns[n]))
+            begun = max(arrived, self.embedding)
+            self.embedding = max(there + int(times.tail_ns[n]), begun + int(times.embedding_ns[n]))
             self.bottom = max(arrived, self.bottom) + int(times.bottom_ns[n])
             self.top = max(self.embedding, self.bottom, self.top) + int(times.top_ns[n])
         return self.top

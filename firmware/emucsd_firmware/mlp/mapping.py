@@ -8,8 +8,8 @@ Three stages, a unit of hardware each. For a mini-batch of n samples:
 
 With ``ready`` the time at which the lookups end, each stage ends at
 
-    embedding' = max(ready + tail_ns[n], embedding_free + embedding_ns[n])
-    bottom'    = max(dense there, bottom_free) + bottom_ns[n]
+    embedding' = max(ready + tail_ns[n], max(batch there, embedding_free) + embedding_ns[n])
+    bottom'    = max(batch there, bottom_free) + bottom_ns[n]
     out        = max(embedding', bottom', top_free) + top_ns[n]
 
 where ``*_free`` is the end of the one before. ``tail_ns`` is what is left of the embedding stage when the lookups end:

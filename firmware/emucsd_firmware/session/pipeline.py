@@ -4,7 +4,7 @@ The units of a session are its own: one that takes the sums as they come (their 
 one for the bottom layers, one for the top layers. Each takes mini-batches in the order in which they were sent, and
 their times are the mapping's (``mlp.mapping``):
 
-    embedding' = max(sums there + tail[n], unit free + embedding[n])
+    embedding' = max(sums there + tail[n], max(batch there, unit free) + embedding[n])
     bottom'    = max(dense inputs there, unit free) + bottom[n]
     out        = max(embedding', bottom', top unit free) + top[n]
 
@@ -41,7 +41,8 @@ def _reckon(session: Session, batch: Batch) -> bool:
         samples = min(session.minibatch, batch.samples - batch.timed * session.minibatch)
         embedding_ns, tail_ns = get_i64(session.embedding_times, samples), get_i64(session.tail_times, samples)
         bottom_ns, top_ns = get_i64(session.bottom_times, samples), get_i64(session.top_times, samples)
-        session.embedding_free = max(mini.ready + tail_ns, session.embedding_free + embedding_ns)
+        begun = max(batch.arrived, session.embedding_free)
+        session.embedding_free = max(mini.ready + tail_ns, begun + embedding_ns)
         session.bottom_free = max(batch.arrived, session.bottom_free) + bottom_ns
         start = max(session.embedding_free, session.bottom_free)
         session.stall += max(start - max(session.top_free, batch.arrived), 0)
