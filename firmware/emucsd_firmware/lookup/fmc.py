@@ -11,10 +11,10 @@ from emucsd_firmware.ftl.mapping import UNMAPPED, bad_mask, location, prefetch_p
 from emucsd_firmware.ftl.state import Ftl
 from emucsd_firmware.lookup.cache import prefetch_set, seek
 from emucsd_firmware.lookup.generate import generate
-from emucsd_firmware.lookup.state import PREFETCH, ROW_BYTES, Lookup, Request, Table, extent_at, request_at
+from emucsd_firmware.lookup.state import PREFETCH, READING, ROW_BYTES, Lookup, Request, Table, extent_at, request_at
 from emucsd_firmware.lookup.translator import extent_end, extent_of, row_id
 from emucsd_firmware.nand.state import LOOKUP, Nand, job_at
-from emucsd_firmware.nand.timing import next_event, submit_vector
+from emucsd_firmware.nand.timing import next_event, submit_vector, vectors_alone
 from emucsd_wire.nvme import Status
 from emucsd_wire.words import copy, fill, get_i64, get_u32, jit, jit_inline, jit_unit, prefetch, put_i64
 
@@ -25,10 +25,14 @@ _UNRECOVERED = int(Status.UNRECOVERED_READ)
 @jit
 def path_room(lookup: Lookup, nand: Nand) -> int:
     """Reads that may go out: places of the path buffer that no read holds, and the NAND model's own room."""
+    if vectors_alone(nand):  # all that is under way is ours: no need to ask every request
+        return min(lookup.path_buffer - (nand.pool - nand.room), nand.room)
     room, number = lookup.path_buffer, lookup.reading
     while number >= 0:
         room -= job_at(nand.jobs, lookup.first_job + number).pending
         number = request_at(lookup.requests, number).below
+    if lookup.head >= 0 and request_at(lookup.requests, lookup.head).state == READING:
+        room += 1  # its job is held open, which is no read
     return min(room, nand.room)
 
 
@@ -42,7 +46,7 @@ def room_again(lookup: Lookup, nand: Nand, now: int, request: Request, table: Ta
     nbytes = (1 << lookup.page_shift) if request.grain != 0 else table.row_bytes
     bus_ns = wanted * nbytes * nand.transfer_ns // (4096 * nand.channel_count)
     together = nand.die_count * (nand.planes if nand.multi_plane != 0 else 1)
-    array_ns = (wanted - 1) // together * nand.read_ns
+    array_ns = (wanted - 1) // together * nand.read_ns if nand.page_register == 0 else 0
     return max(now + max(bus_ns, array_ns), next_event(nand))
 
 

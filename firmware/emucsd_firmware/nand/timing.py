@@ -74,6 +74,7 @@ __all__ = [
     "room",
     "submit",
     "submit_vector",
+    "vectors_alone",
 ]
 
 
@@ -209,6 +210,15 @@ def submit_vector(nand: Nand, now: int, ppn: int, nbytes: int, job: int) -> None
     """``submit`` for what lookups do most: a read of class LOOKUP that needs no retry. Fast where ``now`` ascends."""
     if nand.room == 0 or nand.instant != 0 or not join(nand, now, nand.read_ns, ppn, nbytes, job):
         submit(nand, now, READ, LOOKUP, ppn, nbytes, job, 0)
+
+
+@jit_inline
+def vectors_alone(nand: Nand) -> bool:
+    """Whether all that is under way (``pool - room`` operations) are reads of class LOOKUP."""
+    others = 0
+    for index in range(nand.channel_count):
+        others += channel_at(nand.channels, index).others
+    return others == 0
 
 
 @jit_inline
