@@ -226,7 +226,7 @@ def _search(search: Search) -> list[Claim]:
             f"{search.plain[kind]:,} without, {search.searched[kind]:,} with the search, on {search.fpga}; throughput "
             f"{search.faster:+.1%}. Without it the kernels have {plain:,} multipliers, with it {searched:,}. What the "
             f"paper's have without it is not published; {published} % would mean "
-            f"{search.searched[kind] / (1 - published / 100):,.0f}.",
+            f"{search.searched[kind] / (1 - published / 100):,.0f} {kind.upper()} without it.",
         )
         for kind, published in PUBLISHED_SAVINGS.items()
     ]
