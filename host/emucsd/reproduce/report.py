@@ -109,7 +109,8 @@ by how much they differ and what it would take.</p>
 controller. Here every way to serve a model runs on the same emulated flash (profile <code>rmssd</code>) in virtual
 time, which is the same on any machine. {len(result["baselines"])} ways, {len(NAMES)} models of {size:.0f} MiB of
 tables each, a trace of RecSSD's generator at K = {result["settings"]["locality"]}. Every way's sums equal NumPy's bit
-for bit, its outputs within 1e-5: else there would be no report.</p>
+for bit (RecSSD's, which adds in another order, within 1e-5), its outputs within 1e-5: else there would be no report.
+</p>
 <p>What the host's own work takes is a model of {len(result["parameters"])} parameters, written down before any figure
 was looked at. None is fitted.</p>
 {_ways(result["baselines"])}"""
