@@ -2,8 +2,8 @@
 
 Set-associative over (table, row), LRU within a set; ``policy.admit`` decides what enters. Only tags are kept: a row's
 bytes are at hand anyway. What makes a tag right is the flash page that they were read from: a row that a write, an
-update, a swap or garbage collection has moved is no hit, and is read anew. A row that was read for a request which has
-not ended is still on its way and no hit either.
+update, a swap or garbage collection has moved is no hit, and is read anew. A row that another request which has not
+ended has asked for is still on its way and no hit either; the request's own rows are: it ends with them anyway.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def seek(lookup: Lookup, request: Request, table: Table, row: int, ppn: int, for
     if way >= 0:
         place = place_at(places, way)
         _renew(places, ways, way)
-        if place.ppn == ppn and not _on_its_way(lookup, place):
+        if place.ppn == ppn and not _on_its_way(lookup, place, request):
             table.hits += 1
             hot.hits += 1
             request.hits += 1
@@ -111,9 +111,11 @@ def seek(lookup: Lookup, request: Request, table: Table, row: int, ppn: int, for
 
 
 @jit_inline
-def _on_its_way(lookup: Lookup, place: Place) -> bool:
+def _on_its_way(lookup: Lookup, place: Place, request: Request) -> bool:
+    """Whether another request still waits for it. One that itself has asked for a row ends no sooner than it comes."""
     filler = request_at(lookup.requests, place.filler)
-    return filler.state == READING and (filler.serial & 0x7FFF_FFFF) == place.serial
+    other = place.filler != request.number
+    return other and filler.state == READING and (filler.serial & 0x7FFF_FFFF) == place.serial
 
 
 @jit_inline
