@@ -92,7 +92,8 @@ def beyond() -> dict[str, Any]:
         "floor": {
             "wanted": {"speedup": 2.0},
             "fast_enough": ["amazon"],
-            "lowest": {"ratio": 2.5, "mechanism": "cache", "workload": "amazon"},
+            "all_together": {"amazon": 2.5},
+            "slower_alone": ["rows, amazon: 0.97"],
         },
         "parameters": [{"name": "cache_bytes", "value": 1, "unit": "bytes", "reason": "any"}],
     }

@@ -61,7 +61,7 @@ def show(result: Result, console: Console) -> None:
 
 def _show_beyond(beyond: Result, console: Console) -> None:
     """Each mechanism's gain on each workload."""
-    from emucsd.reproduce.report import gains
+    from emucsd.reproduce.report import gains, reached
 
     names, rows = gains(beyond)
     sheet = Table(title="beyond the paper: throughput over RM-SSD", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -72,14 +72,7 @@ def _show_beyond(beyond: Result, console: Console) -> None:
         against = "" if versus in ("", "RM-SSD") else f" (over {versus})"
         sheet.add_row(escape(mechanism + against), *("" if r is None else f"{r:.2f}x" for r in ratios))
     console.print(sheet)
-    floor = beyond["floor"]
-    lowest = floor["lowest"]
-    console.print(
-        f"All together at least {floor['wanted']['speedup']:g}x on {len(floor['fast_enough'])} of "
-        f"{len(names)} workloads; the lowest of all is {lowest['ratio']:.2f}x ({lowest['mechanism']}, "
-        f"{lowest['workload']}).",
-        soft_wrap=True,
-    )
+    console.print(reached(beyond), soft_wrap=True)
 
 
 RM_SSD = Command(
