@@ -59,12 +59,13 @@ def dtype_of(name: str) -> Dtype:
 
 
 def stride_of(dtype: Dtype, dim: int) -> int:
-    """Bytes from one row to the next, so that rows stay within pages: the content's, up to the next power of two.
+    """Bytes from one row to the next where nobody says: FP32 lies packed, so that a table is a plain array in its file;
+    other types' rows stay within pages: the content's, up to the next power of two.
 
     Rows above 4096 bytes lie packed: they cross pages of 4096 bytes anyway.
     """
     content = content_bytes(dtype, dim)
-    return 1 << (content - 1).bit_length() if content <= PAGE else content
+    return 1 << (content - 1).bit_length() if dtype != Dtype.FP32 and content <= PAGE else content
 
 
 def encode(rows: Rows, dtype: Dtype) -> Stored:

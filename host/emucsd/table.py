@@ -104,7 +104,8 @@ class Table:
             that are made from the seed whenever they are needed, and take no room in the drive's store
         :param chunks: FP32[any, dim] arrays, in order, as many rows as ``data`` says; None: rows of zeros
         :param dtype: that rows are stored as: float32, float16, int8, int4 (``rowtypes`` has the formulas)
-        :param row_bytes: from one row to the next; None: so that no row crosses a flash page, 0: packed
+        :param row_bytes: from one row to the next; 0: packed; None: packed where float32, else so that no row crosses a
+            flash page
         :param nsid: of the namespace whose volume takes it; a blank namespace gets a volume
         :param extent_bytes: longest extent, in units of ``volume.UNIT``: fragments the table on purpose
         :param mode, owner: who may use it: permission bits as a file's, and the user, else the caller

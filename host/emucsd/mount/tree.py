@@ -1,7 +1,7 @@
 """The tree of a mount, and what the kernel asks of it: paths to files, attributes, opening, reading, writing.
 
 ns1, ns2 …              a namespace, all of its bytes
-tables/NAME.f32         a table's rows, FP32, row after row
+tables/NAME.f32         a table's rows, FP32, row after row; .f16, .i8 and .i4 are rows of other types (docs/tables.md)
 tables/NAME.json        its shape and where it lies
 tables/ns2/…            the same of other namespaces than the first
 status.json stats.json smart.json
@@ -91,7 +91,9 @@ class Tree:
             for info in self._stored(nsid):
                 name = f"{folder}/{escaped(info.name)}"
                 parts = _parts(info, space)
-                tables[f"{name}.f32"] = Stretch(space, parts, writable=self.writable)
+                tables[f"{name}.{_SUFFIXES.get(info.dtype, info.dtype)}"] = Stretch(
+                    space, parts, writable=self.writable
+                )
                 tables[f"{name}.json"] = Text(_teller(info, space))
         self._tables = tables
         self._folders = _folders([*(f"ns{nsid}" for nsid in self._spaces), *tables, *self._texts])
@@ -236,6 +238,9 @@ def escaped(name: str) -> str:
     return name.replace("%", "%25").replace("/", "%2F")
 
 
+_SUFFIXES = {"float32": "f32", "float16": "f16", "int8": "i8", "int4": "i4"}
+
+
 def _parts(info: TableInfo, space: Namespace) -> list[tuple[int, int]]:
     """A table's extents in bytes, cut to its rows."""
     parts, left = [], info.size
@@ -252,7 +257,8 @@ def _teller(info: TableInfo, space: Namespace) -> Callable[[], dict[str, Any]]:
         "nsid": space.nsid,
         "rows": info.rows,
         "dim": info.dim,
-        "dtype": "float32",
+        "dtype": info.dtype,
+        "row_bytes": info.row_bytes,
         "bytes": info.size,
         "lba_bytes": space.lba_bytes,
         "extents": [list(extent) for extent in info.extents],
