@@ -59,7 +59,8 @@ def grid() -> Points:
 
 def sweeps() -> dict[str, Sweep]:
     lines = ("SSD-S", "EMB-VectorSum", "RM-SSD")
-    return {
+    processor = [(x, point(way, "rmc1", 16, SPEEDS[way], None)) for x in (0.0, 1.0) for way in ("RecSSD", "RM-SSD")]
+    made = {
         name: Sweep(key, "made", [(x, point(way, "rmc1", x, SPEEDS[way], None)) for x in (1, 2, 4) for way in lines])
         for name, key in (
             ("lookups", "lookups_a_bag"),
@@ -69,6 +70,7 @@ def sweeps() -> dict[str, Sweep]:
             ("scale", "table_bytes"),
         )
     }
+    return {**made, "processor": Sweep("with_caches", "RecSSD's processor, made", processor)}
 
 
 LAYER = {"group": "bottom", "inputs": 8, "outputs": 4, "kr": 4, "kc": 2, "placement": "bram", "cycles": 32}

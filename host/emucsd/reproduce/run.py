@@ -36,6 +36,7 @@ from emucsd.reproduce.sweeps import (
     sweep_dies,
     sweep_locality,
     sweep_lookups,
+    sweep_processor,
 )
 
 _GRID = 0.45  # of the run's time, about: every model, every way
@@ -117,7 +118,9 @@ def _measured(settings: Settings, seed: int, tell: Tell) -> tuple[Points, dict[s
             at += share
         tell("kernel search", at)
         search = search_kernels(bench)
-    sweeps["dies"] = sweep_dies(settings, min(settings.table_bytes, 24 << 20), seed, _part(tell, "", at, 0.96 - at))
+    small = min(settings.table_bytes, 24 << 20)
+    sweeps["dies"] = sweep_dies(settings, small, seed, _part(tell, "", at, 0.93 - at))
+    sweeps["processor"] = sweep_processor(settings, small, seed, _part(tell, "", 0.93, 0.03))
     sweeps["scale"] = at_scale(settings, seed, _part(tell, "", 0.96, 0.04))
     return Points(points), sweeps, search
 

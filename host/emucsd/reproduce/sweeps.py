@@ -8,13 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from emucsd.baselines import Baseline, EmbVectorSum, RmSsd, SsdS
+from emucsd.baselines import Baseline, EmbVectorSum, RecSsd, RmSsd, SsdS
 from emucsd.reproduce.points import Point
 from emucsd.reproduce.settings import LOCALITY, Settings
 from emucsd.reproduce.stand import Stand, measure, stand
 from emucsd.rm.session import Session
 
 Tell = Callable[[str, float], None]
+RECSSD_WITH_CACHES = {  # cycles where loads and stores hit caches: docs/recssd.md
+    "recssd.pair_cycles": 120,
+    "recssd.vector_cycles": 60,
+    "recssd.element_cycles": 16,
+    "recssd.copy_cycles": 0,
+}
 RESOURCES = ("lut", "ff", "bram", "dsp")
 
 
@@ -92,6 +98,25 @@ def sweep_dies(settings: Settings, table_bytes: int, seed: int, tell: Tell) -> S
             for kind in (SsdS, EmbVectorSum, RmSsd):
                 points += [(dies, point) for point in measure(bench, kind, model, trace, {size: 1})]
     return Sweep("dies_a_channel", f"RMC1, batches of {size}, K = {LOCALITY}", points)
+
+
+def sweep_processor(settings: Settings, table_bytes: int, seed: int, tell: Tell) -> Sweep:
+    """RecSSD's processor as its published firmware sets it up, and with caches over the memory of its buffers.
+
+    The second is no published design. It is here because those costs decide who wins, and are derived, not measured.
+    """
+    points = []
+    size = min(16, settings.sweep_samples)
+    variants: tuple[dict[str, int], ...] = ({}, RECSSD_WITH_CACHES)
+    for turn, changed in enumerate(variants):
+        tell("RecSSD's processor", turn / len(variants))
+        with stand(table_bytes, 1, seed, changed) as bench:
+            for name in settings.sweep_models:
+                model = bench.model(name)
+                trace = bench.trace(model, size, LOCALITY)
+                for kind in (RecSsd, RmSsd):
+                    points += [(float(bool(changed)), point) for point in measure(bench, kind, model, trace, {size: 1})]
+    return Sweep("with_caches", f"RecSSD's processor, batches of {size}, K = {LOCALITY}", points)
 
 
 def fitted(times: dict[int, float]) -> tuple[float, float, float]:
