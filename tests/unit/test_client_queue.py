@@ -345,10 +345,14 @@ def test_interrupted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         stop(*arguments)
 
     monkeypatch.setattr(bench.queue, "_stop", noted)
-    drive = in_thread(interrupt_then_serve)
-    with pytest.raises(KeyboardInterrupt):
-        bench.queue.submit(Columns(entry(Io.READ, 1), lbas=np.arange(50)), depth=4)
-    drive.join(10)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        drive = in_thread(interrupt_then_serve)
+        with pytest.raises(KeyboardInterrupt):
+            bench.queue.submit(Columns(entry(Io.READ, 1), lbas=np.arange(50)), depth=4)
+        drive.join(10)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert bench.queue.outstanding == 0
     drive = in_thread(lambda: bench.serve(14))
     assert bench.queue.submit(Columns(entry(Io.READ, 1), lbas=np.arange(10)), depth=4).failed == 0

@@ -166,16 +166,23 @@ def _next(nand: Nand, channel: Channel) -> int:
     return soonest
 
 
+@jit_inline
+def _leaves(channel: Channel, mask: int, time: int, index: int) -> None:
+    """A page is on its way out until then."""
+    leave = leave_at(channel.leaves + (channel.leave_beyond & mask), 0)
+    leave.time = time
+    leave.op = index
+    channel.leave_beyond += ENTRY
+
+
 @jit_unit
 def run_lane(nand: Nand, channel: Channel, until: int) -> int:
     """Run a lane's events up to and including a time. :returns: when the next one is, or NEVER"""
     if channel.leave_first != channel.leave_beyond:
         _transfers_end(nand, channel, until)
     ops, jobs, queues = nand.ops, nand.jobs, nand.queues + LOOKUP * QUEUE
-    dues, leaves, mask = channel.dues, channel.leaves, nand.ring_mask
-    latest, free, ended = channel.now, nand.free, 0
-    bus_end, busy_ns = channel.bus_end, channel.busy_ns
-    first, beyond = channel.due_first, channel.due_beyond
+    dues, mask, first, beyond = channel.dues, nand.ring_mask, channel.due_first, channel.due_beyond
+    latest, bus_end, busy_ns, free, ended = channel.now, channel.bus_end, channel.busy_ns, nand.free, 0
     while first != beyond and due_at(dues + (first & mask), 0).time <= until:
         due = due_at(dues + (first & mask), 0)
         now, code = due.time, due.die
@@ -221,10 +228,7 @@ def run_lane(nand: Nand, channel: Channel, until: int) -> int:
             _end(nand, jobs, op, bus_end)
         else:
             latest = max(latest, now)
-            leave = leave_at(leaves + (channel.leave_beyond & mask), 0)
-            leave.time = bus_end
-            leave.op = index
-            channel.leave_beyond += ENTRY
+            _leaves(channel, mask, bus_end, index)
     channel.now = latest
     channel.due_first, channel.due_beyond = first, beyond
     channel.bus_end, channel.busy_ns = bus_end, busy_ns
