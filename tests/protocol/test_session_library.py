@@ -159,6 +159,18 @@ def test_a_batch_larger_than_a_command(drive: Drive, tables: list[Table], rows: 
             assert np.array_equal(session.infer(dense[sample : sample + 1], alone)[0], answer[sample])
 
 
+def test_small_minibatches(drive: Drive, tables: list[Table]) -> None:
+    """An engine laid out for single samples cuts batches, and answers to the last bit what any other does."""
+    model = model_of()
+    inputs, weights = batch(model, 7), model.random_weights(SEED)
+    with (
+        Session.open(drive, model, tables=tables, weights=weights, depth=2) as usual,
+        Session.open(drive, model, tables=tables, weights=weights, depth=2, minibatch=1) as single,
+    ):
+        assert (single.info.minibatch, single.max_samples) == (1, 1)
+        assert np.array_equal(single.infer(*inputs), usual.infer(*inputs))
+
+
 # -- many batches
 
 
@@ -418,6 +430,8 @@ def test_tables_that_do_not_fit(drive: Drive, tables: list[Table]) -> None:
         Session.open(drive, model_of(), tables=tables[:2])
     with pytest.raises(ModelError, match=r"has 300 rows of 16; made has 301 of 16"):
         Session.open(drive, model_of().with_rows([ROWS, 301, ROWS]), tables=tables)
+    with pytest.raises(InvalidArgument, match="minibatch 0"):
+        Session.open(drive, model_of(), tables=tables, minibatch=0)
     with pytest.raises(InvalidArgument, match="depth 9"):
         Session.open(drive, model_of(), tables=tables, depth=9)
 

@@ -74,7 +74,13 @@ def _stored(drive: Drive, model: Model, settings: Settings) -> tuple[list[Table]
 def _options(settings: Settings) -> dict[str, Any]:
     """Of Session.open."""
     switches = {name: name not in settings.without for name in ("decompose", "compose", "search", "pipeline")}
-    return {**switches, "depth": settings.depth, "grain": settings.grain, "fpga": settings.fpga}
+    return {
+        **switches,
+        "depth": settings.depth,
+        "grain": settings.grain,
+        "fpga": settings.fpga,
+        "minibatch": settings.minibatch,
+    }
 
 
 def run_info(settings: Settings) -> Result:
@@ -210,6 +216,7 @@ _SESSION = (
     Option("--grain", "what leaves a flash page's register: the vector, or the page", "vector",
            choices=("vector", "page")),
     Option("--fpga", "whose resources the kernels must fit", "profile", choices=("profile", "XCVU9P", "XC7A200T")),
+    Option("--minibatch", "samples of a mini-batch, at most: 1 for the shortest time of a single sample", None, count),
 )  # fmt: skip
 
 COMMAND = Command(

@@ -103,6 +103,7 @@ class Session:
         mlp: bool = True,
         grain: Literal["vector", "page"] = "vector",
         fpga: Fpga = "profile",
+        minibatch: int | None = None,
         consistent: bool = True,
         mmio: bool = False,
     ) -> Session:
@@ -115,6 +116,8 @@ class Session:
         :param mlp: False: no layers; the answers are the tables' sums side by side
         :param grain: what leaves the flash's page register: each vector's own bytes, or its whole page
         :param fpga: whose resources the kernels must fit
+        :param minibatch: samples of a mini-batch, at most: the engine is laid out for no larger ones, and larger
+            batches are cut. Single samples may take less time then, batches take more. None: as the kernel search finds
         :param consistent: send a batch again when a table was updated or swapped while it was under way, so that no
             answer mixes versions
         :param mmio: leave each batch's parameters in the session's registers, as published, rather than in its data;
@@ -126,13 +129,15 @@ class Session:
         :raises WeightsMissing: ``weights`` lack layers
         :raises NameUnknown: a table's name
         """
-        _check_options(drive, depth, grain, mmio)
+        _check_options(drive, depth, grain, mmio, minibatch)
         switches = (decompose, compose, search, pipeline, grain == "page", not mlp)
         flags = sum(flag for flag, on in zip(RmFlag, switches, strict=True) if on)
         own: list[Table] = []
         try:
             opened = tables_of(drive, model, tables, own)
-            session = cls._open(drive, model, opened, flags, depth if pipeline else 1, fpga, mlp, consistent, mmio)
+            session = cls._open(
+                drive, model, opened, flags, depth if pipeline else 1, fpga, mlp, consistent, mmio, minibatch
+            )
             session._own_tables = own
         except BaseException:
             for table in own:
@@ -158,10 +163,11 @@ class Session:
         mlp: bool,
         again: bool,
         mmio: bool,
+        minibatch: int | None,
     ) -> Session:
         width = model.outputs if mlp else sum(table.dim for table in model.tables)
         most = min(MAX_RM_PAYLOAD, drive.max_transfer) & ~7
-        samples = min(MAX_SAMPLES, most // (4 * width))
+        samples = min(MAX_SAMPLES, most // (4 * width), minibatch or MAX_SAMPLES)
         if samples < 1:
             raise ModelError(f"{model.name}: {width} outputs a sample; a command carries {most // 4}")
         writer = Writer(model, Limits(most, samples), dense=model.dense if mlp else 0)
@@ -373,9 +379,11 @@ class Session:
         return f"<Session of {self.model.name}: {state}>"
 
 
-def _check_options(drive: Drive, depth: int, grain: str, mmio: bool) -> None:
+def _check_options(drive: Drive, depth: int, grain: str, mmio: bool, minibatch: int | None) -> None:
     if not 1 <= depth <= MAX_DEPTH:
         raise InvalidArgument(f"depth {depth}: 1 to {MAX_DEPTH} batches may be in flight")
+    if minibatch is not None and minibatch < 1:
+        raise InvalidArgument(f"minibatch {minibatch}: at least one sample")
     if mmio and registers_of(drive, 0) is None:
         raise InvalidArgument("mmio=True: a session's registers are in reach of the direct client only, not of Linux's")
     if grain not in ("vector", "page"):
