@@ -44,7 +44,8 @@ def test_everything_was_measured(result: dict[str, Any]) -> None:
     points = {(p["model"], p["baseline"], p["batch"]) for p in result["points"]}
     assert points == {(model, kind.name, size) for model in MODELS for kind in BASELINES for size in QUICK.batches}
     for name, sweep in result["sweeps"].items():
-        ways = {"EMB-VectorSum", "RM-SSD"} | ({"SSD-S"} if name != "scale" else set())
+        others = {"scale": {"EMB-VectorSum"}, "processor": {"RecSSD"}}.get(name, {"EMB-VectorSum", "SSD-S"})
+        ways = {"RM-SSD"} | others
         assert {p["baseline"] for p in sweep["points"]} >= ways
     for claim in result["claims"]:
         assert claim["ours"] == pytest.approx(claim["published"] * (1 + claim["deviation"]), abs=1e-2)
