@@ -220,6 +220,8 @@ def prefetch_ahead(lookup: Lookup, ftl: Ftl) -> None:
     if lookup.head < 0:
         return
     request = request_at(lookup.requests, lookup.head)
+    if request.abandoned != 0 or request.status != 0:  # whose ids may be gone
+        return
     table = table_at(lookup.tables, request.table)
     if request.kind != SUM or table.extent_count != 1 or table.whole == 0 or table.generated != 0:
         return
