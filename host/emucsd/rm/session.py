@@ -116,8 +116,7 @@ class Session:
         :param mlp: False: no layers; the answers are the tables' sums side by side
         :param grain: what leaves the flash's page register: each vector's own bytes, or its whole page
         :param fpga: whose resources the kernels must fit
-        :param minibatch: samples of a mini-batch, at most: the engine is laid out for no larger ones, and larger
-            batches are cut. Single samples may take less time then, batches take more. None: as the kernel search finds
+        :param minibatch: samples of a mini-batch, at most; larger batches are cut. None: as the kernel search finds
         :param consistent: send a batch again when a table was updated or swapped while it was under way, so that no
             answer mixes versions
         :param mmio: leave each batch's parameters in the session's registers, as published, rather than in its data;
