@@ -119,8 +119,7 @@ class Session:
         :param minibatch: samples of a mini-batch, at most; larger batches are cut. None: as the kernel search finds
         :param consistent: send a batch again when a table was updated or swapped while it was under way, so that no
             answer mixes versions
-        :param mmio: leave each batch's parameters in the session's registers, as published, rather than in its data;
-            not through Linux, which hides them
+        :param mmio: leave each batch's parameters in the session's registers, as published; Linux hides those
         :raises ModelError: tables of another shape than the model's, or a model that the drive does not take
         :raises BudgetExceeded: the FPGA is too small for it
         :raises DramExceeded: weights beyond the drive's memory
