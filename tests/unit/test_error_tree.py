@@ -12,6 +12,7 @@ import pytest
 
 import emucsd
 from emucsd import errors
+from tests.unit.test_imports import LOADS_TORCH
 
 
 def all_errors(kind: type[Exception] = errors.EmucsdError) -> Iterator[type[Exception]]:
@@ -23,7 +24,7 @@ def all_errors(kind: type[Exception] = errors.EmucsdError) -> Iterator[type[Exce
 def test_every_error_is_found() -> None:
     """Whatever error a module of the library declares, ``emucsd.errors`` has it by its name."""
     for module in pkgutil.walk_packages(emucsd.__path__, "emucsd."):
-        needs_torch = module.name.startswith("emucsd.torch.") and module.name != "emucsd.torch.errors"
+        needs_torch = module.name.startswith(LOADS_TORCH) and not module.name.endswith(".errors")
         if not module.name.endswith("__main__") and not (needs_torch and find_spec("torch") is None):
             importlib.import_module(module.name)
     ours = [kind for kind in all_errors() if kind.__module__.startswith("emucsd.")]
