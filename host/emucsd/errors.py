@@ -45,7 +45,7 @@ Parts of the library have theirs beside them; each is found here by its name as 
 - extents: FileRefused, a file that can't be a table, with a class for each reason
 - mount.errors: MountError, of which MountUnavailable, MountTaken, MountMissing and MountBusy
 - isp.errors: IspError, of which IspUnreachable, IspRefused, IspLost, IspUnavailable and JobFailed
-- tunnel.errors: TunnelError; demo: DemoFailed; reproduce.stand: WrongAnswer; bench.mount: FioMissing
+- tunnel.errors: TunnelError; demo: DemoFailed; reproduce.rm_ssd.stand: WrongAnswer; bench.mount: FioMissing
 
 Every text carries the value at fault, its limit where there is one, and the next step.
 """
@@ -310,7 +310,7 @@ _PARTS = (
     "placement",
     "sharding",
     "demo",
-    "reproduce.stand",
+    "reproduce.rm_ssd.stand",
     "tunnel.errors",
     "isp.errors",
     "mount.errors",

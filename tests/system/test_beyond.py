@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emucsd.reproduce.beyond import MECHANISMS, run_beyond
+from emucsd.reproduce.rm_ssd.beyond import MECHANISMS, run_beyond
 
 WORKLOADS = ["amazon", "K = 0", "K = 0.3", "K = 1", "K = 2"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from emucsd.cli.main import main
-from emucsd.reproduce.run import run_reproduce
-from emucsd.reproduce.settings import BASELINES, MODELS, QUICK
+from emucsd.reproduce.rm_ssd.run import run_reproduce
+from emucsd.reproduce.rm_ssd.settings import BASELINES, MODELS, QUICK
 
 MEASURED = {"environment", "seconds", "files"}  # the only parts that differ from run to run
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emucsd.reproduce import beyond
-from emucsd.reproduce.beyond_workloads import DTYPES, Workload, make_workloads, rows_a_page
+from emucsd.reproduce.rm_ssd import beyond
+from emucsd.reproduce.rm_ssd.beyond_workloads import DTYPES, Workload, make_workloads, rows_a_page
 from emucsd.rowtypes import DTYPES as STORED
 from emucsd.rowtypes import stride_of
 from emucsd_wire.vendor import content_bytes

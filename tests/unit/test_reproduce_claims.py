@@ -14,9 +14,9 @@ from rich.console import Console
 
 from emucsd.baselines import parameters
 from emucsd.cli.reproduce import show
-from emucsd.reproduce.claims import all_claims
-from emucsd.reproduce.plots import COLORS, KINDS, draw_all
-from emucsd.reproduce.points import (
+from emucsd.reproduce.rm_ssd.claims import all_claims
+from emucsd.reproduce.rm_ssd.plots import COLORS, KINDS, draw_all
+from emucsd.reproduce.rm_ssd.points import (
     Pair,
     Point,
     Points,
@@ -29,9 +29,9 @@ from emucsd.reproduce.points import (
     needed_miss,
     operators,
 )
-from emucsd.reproduce.report import gains, make_report
-from emucsd.reproduce.settings import BASELINES, LOCALITY, MODELS, QUICK, REASONS
-from emucsd.reproduce.sweeps import Search, Sweep, fitted
+from emucsd.reproduce.rm_ssd.report import gains, make_report
+from emucsd.reproduce.rm_ssd.settings import BASELINES, LOCALITY, MODELS, QUICK, REASONS
+from emucsd.reproduce.rm_ssd.sweeps import Search, Sweep, fitted
 
 STAGES = {"minibatch": 4, "embedding_ns": 100, "bottom_ns": 200, "top_ns": 300}
 

@@ -25,7 +25,7 @@ def plan(settings: Settings) -> Result:
 
 def run(settings: Settings) -> Result:
     """Measure, compare, draw."""
-    from emucsd.reproduce.run import run_reproduce
+    from emucsd.reproduce.rm_ssd.run import run_reproduce
 
     with bar("starting", 1.0) as advance:
         return run_reproduce(Path(settings.out), tell=lambda text, done: advance(done, text), **_chosen(settings))
@@ -33,7 +33,7 @@ def run(settings: Settings) -> Result:
 
 def show(result: Result, console: Console) -> None:
     """The claims, and where the rest is."""
-    from emucsd.reproduce.report import shown
+    from emucsd.reproduce.page import shown
 
     sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     sheet.add_column("claim", overflow="fold")
@@ -61,7 +61,7 @@ def show(result: Result, console: Console) -> None:
 
 def _show_beyond(beyond: Result, console: Console) -> None:
     """Each mechanism's gain on each workload."""
-    from emucsd.reproduce.report import gains, reached
+    from emucsd.reproduce.rm_ssd.report import gains, reached
 
     names, rows = gains(beyond)
     sheet = Table(title="beyond the paper: throughput over RM-SSD", box=box.SIMPLE_HEAD, pad_edge=False)

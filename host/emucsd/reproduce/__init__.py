@@ -1,1 +1,1 @@
-"""Published figures, measured again in virtual time: ``emucsd reproduce``."""
+"""Published figures, measured again: ``emucsd reproduce``. A folder a paper; here is what their reports share."""

@@ -20,7 +20,7 @@ import numpy as np
 from emucsd.baselines.costs import load_costs
 from emucsd.baselines.host import mlp_ns
 from emucsd.drive import Drive
-from emucsd.reproduce.beyond_workloads import (
+from emucsd.reproduce.rm_ssd.beyond_workloads import (
     AMAZON_BATCH,
     AMAZON_DIM,
     DTYPES,
@@ -32,7 +32,7 @@ from emucsd.reproduce.beyond_workloads import (
     Workload,
     make_workloads,
 )
-from emucsd.reproduce.stand import WrongAnswer
+from emucsd.reproduce.rm_ssd.stand import WrongAnswer
 from emucsd.rm.model import Model
 from emucsd.sharding import Fleet, ShardedTable, ShardedTables, spread
 from emucsd.table import Rows, Table, lookup_many

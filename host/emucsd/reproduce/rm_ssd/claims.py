@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
 
-from emucsd.reproduce.points import (
+from emucsd.reproduce.claim import Claim
+from emucsd.reproduce.rm_ssd.points import (
     Pair,
     Point,
     Points,
@@ -21,51 +21,14 @@ from emucsd.reproduce.points import (
     needed_miss,
     operators,
 )
-from emucsd.reproduce.settings import DLRM, MODELS, PAPER_HITS
-from emucsd.reproduce.sweeps import Search, Sweep, fitted
+from emucsd.reproduce.rm_ssd.settings import DLRM, MODELS, PAPER_HITS
+from emucsd.reproduce.rm_ssd.sweeps import Search, Sweep, fitted
 
-NEAR = 0.25  # a claim within this share of the published figure needs no explanation
+NEAR = Claim.near_share
 
 Whole = Callable[[Iterable[float]], float]
 ABSTRACT = "RM-SSD, HPCA 2022, abstract"
 NOTES = "RM-SSD, as notes on the paper report it"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One published figure beside ours.
-
-    :ivar deviation: ours over published, less one
-    """
-
-    claim: str
-    published: float
-    unit: Literal["x", "%", "R2"]
-    source: str
-    ours: float
-    note: str
-
-    @property
-    def deviation(self) -> float:
-        return self.ours / self.published - 1
-
-    @property
-    def near(self) -> bool:
-        """Whether it is within ``NEAR``."""
-        return abs(self.deviation) <= NEAR
-
-    def record(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {
-            "claim": self.claim,
-            "published": self.published,
-            "unit": self.unit,
-            "source": self.source,
-            "ours": round(self.ours, 4),
-            "deviation": round(self.deviation, 4),
-            "within_25_percent": self.near,
-            "note": self.note,
-        }
 
 
 def all_claims(points: Points, sweeps: dict[str, Sweep], search: Search) -> list[Claim]:

@@ -1,13 +1,14 @@
-"""The run's plots, as PNG and SVG; none where matplotlib is not installed."""
+"""The run's plots."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from emucsd.reproduce.claims import NAMES
+from emucsd.reproduce import drawing
+from emucsd.reproduce.drawing import Plot, Result, draw_claims, logarithmic
+from emucsd.reproduce.rm_ssd.claims import NAMES
 
 COLORS = {
     "DRAM": "#b8b8b8",
@@ -29,70 +30,12 @@ KINDS = {
     "calls": "#8172b3",
     "drive": "#1f5f99",
 }
-_STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.fonttype": "path",  # looks the same everywhere
-    "svg.hashsalt": "emucsd",  # the same run gives the same bytes
-}
-
-Result = dict[str, Any]
 Point = dict[str, Any]
 
 
 def draw_all(out: Path, result: Result) -> dict[str, tuple[Path, Path]]:
     """Draw every plot into a folder. :returns: name -> (PNG, SVG)"""
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return {}
-    drawn = {}
-    for name, (size, draw) in PLOTS.items():
-        with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
-            figure = Figure(figsize=size, layout="constrained")
-            FigureCanvasAgg(figure)
-            draw(figure, result)
-            png, svg = out / f"{name}.png", out / f"{name}.svg"
-            figure.savefig(png, dpi=150)
-            text = io.StringIO()
-            figure.savefig(text, format="svg", metadata={"Date": None})
-            svg.write_text(text.getvalue(), encoding="utf-8")
-        drawn[name] = (png, svg)
-    return drawn
-
-
-def _logarithmic(axes: Any, *, x: bool = False, y: bool = False, unit: str = "") -> None:
-    """Logarithmic axes with plain numbers on them."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    for wanted, axis, name in ((x, axes.xaxis, "x"), (y, axes.yaxis, "y")):
-        if wanted:
-            getattr(axes, f"set_{name}scale")("log")
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_minor_locator(NullLocator())
-            axis.set_major_formatter(lambda value, _: f"{value:,.10g}{unit}")
-
-
-def draw_claims(figure: Any, result: Result) -> None:
-    """Published and ours, for the claims that are ratios."""
-    claims = [claim for claim in result["claims"] if claim["unit"] == "x"][::-1]
-    axes = figure.subplots()
-    low, high = zip(*(sorted((c["published"], c["ours"])) for c in claims), strict=True)
-    axes.hlines(range(len(claims)), low, high, color="#b8b8b8", linewidth=2)
-    places = range(len(claims))
-    axes.scatter([c["published"] for c in claims], places, color="#c44e52", label="published", zorder=3)
-    axes.scatter([c["ours"] for c in claims], places, color="#1f5f99", label="ours", zorder=3)
-    _logarithmic(axes, x=True, unit="x")
-    axes.set_yticks(places, [claim["claim"] for claim in claims])
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
-    axes.set_title("published ratios and ours", loc="left")
+    return drawing.draw_all(out, result, PLOTS)
 
 
 def draw_models(figure: Any, result: Result) -> None:
@@ -109,7 +52,7 @@ def draw_models(figure: Any, result: Result) -> None:
         bars = axes.bar(places, ratios, width, color=COLORS[way], label=way)
         labels = [f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}" for ratio in ratios]
         axes.bar_label(bars, labels=labels, fontsize=6, padding=1)
-    _logarithmic(axes, y=True, unit="x")
+    logarithmic(axes, y=True, unit="x")
     axes.axhline(1, color="#555", linewidth=0.8)
     axes.set_xticks(range(len(models)), [NAMES[model] for model in models])
     axes.set_ylabel("throughput over SSD-S")
@@ -156,7 +99,7 @@ def draw_lookups(figure: Any, result: Result) -> None:
         axes.set(xlabel="lookups a bag", ylabel="ms a sample")
     left.set_title(f"time of a sample ({sweep['about']})")
     right.set_title("the same, logarithmic")
-    _logarithmic(right, x=True, y=True)
+    logarithmic(right, x=True, y=True)
     left.legend()
 
 
@@ -167,7 +110,7 @@ def draw_batches(figure: Any, result: Result) -> None:
     for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
         _lines(axes, [p for p in points if p["model"] == model], "samples_a_batch", lambda p: float(p["rate"]))
         axes.set(xlabel="samples a batch", ylabel="samples a second", title=NAMES[model])
-        _logarithmic(axes, y=True)
+        logarithmic(axes, y=True)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.legend(fontsize=8)
@@ -178,7 +121,7 @@ def draw_locality(figure: Any, result: Result) -> None:
     sweep = result["sweeps"]["locality"]
     axes = figure.subplots()
     _lines(axes, sweep["points"], "k", lambda p: float(p["rate"]))
-    _logarithmic(axes, y=True)
+    logarithmic(axes, y=True)
     axes.set(xlabel="K (larger: less locality)", ylabel="samples a second")
     axes.set_title(f"throughput against locality ({sweep['about']})")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -208,7 +151,7 @@ def draw_dies(figure: Any, result: Result) -> None:
     axes.legend()
 
 
-PLOTS: dict[str, tuple[tuple[float, float], Callable[[Any, Result], None]]] = {
+PLOTS: dict[str, Plot] = {
     "claims": ((9, 3.4), draw_claims),
     "models": ((10, 4), draw_models),
     "time": ((11, 5), draw_latency),

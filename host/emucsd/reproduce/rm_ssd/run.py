@@ -11,11 +11,11 @@ from typing import Any
 
 from emucsd.baselines import Baseline, EmbVectorSum, RecSsd, RmSsd, SsdM, SsdS, parameters
 from emucsd.bench.environment import environment
-from emucsd.reproduce.beyond import run_beyond
-from emucsd.reproduce.claims import all_claims
-from emucsd.reproduce.points import Point, Points
-from emucsd.reproduce.scale import at_scale
-from emucsd.reproduce.settings import (
+from emucsd.reproduce.rm_ssd.beyond import run_beyond
+from emucsd.reproduce.rm_ssd.claims import all_claims
+from emucsd.reproduce.rm_ssd.points import Point, Points
+from emucsd.reproduce.rm_ssd.scale import at_scale
+from emucsd.reproduce.rm_ssd.settings import (
     BASELINES,
     CACHE_ENTRIES,
     FULL,
@@ -26,8 +26,8 @@ from emucsd.reproduce.settings import (
     REASONS,
     Settings,
 )
-from emucsd.reproduce.stand import Stand, measure, stand
-from emucsd.reproduce.sweeps import (
+from emucsd.reproduce.rm_ssd.stand import Stand, measure, stand
+from emucsd.reproduce.rm_ssd.sweeps import (
     Search,
     Sweep,
     Tell,
@@ -141,8 +141,8 @@ def _grid(bench: Stand, settings: Settings, tell: Tell) -> list[Point]:
 
 def write_files(out: Path, result: dict[str, Any]) -> list[str]:
     """The report, the plots (where matplotlib is installed) and the JSON. :returns: what was written"""
-    from emucsd.reproduce.plots import draw_all
-    from emucsd.reproduce.report import make_report
+    from emucsd.reproduce.rm_ssd.plots import draw_all
+    from emucsd.reproduce.rm_ssd.report import make_report
 
     out.mkdir(parents=True, exist_ok=True)
     drawn = draw_all(out, result)

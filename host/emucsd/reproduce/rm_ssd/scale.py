@@ -12,10 +12,10 @@ import numpy as np
 
 from emucsd.baselines import Baseline, EmbVectorSum, RmSsd
 from emucsd.drive import Drive
-from emucsd.reproduce.points import Point
-from emucsd.reproduce.settings import LOCALITY, PAPER_TABLES, Settings
-from emucsd.reproduce.stand import WrongAnswer, run_batches
-from emucsd.reproduce.sweeps import Sweep, Tell
+from emucsd.reproduce.rm_ssd.points import Point
+from emucsd.reproduce.rm_ssd.settings import LOCALITY, PAPER_TABLES, Settings
+from emucsd.reproduce.rm_ssd.stand import WrongAnswer, run_batches
+from emucsd.reproduce.rm_ssd.sweeps import Sweep, Tell
 from emucsd.rm.model import Model
 from emucsd.rowtypes import generated, generated_rows
 from emucsd.table import Table

@@ -13,8 +13,8 @@ from emucsd.baselines import Baseline, BufferedFiles, HostMlp, InDrive
 from emucsd.bench.environment import scratch_folder
 from emucsd.drive import Drive
 from emucsd.errors import EmucsdError
-from emucsd.reproduce.points import Point
-from emucsd.reproduce.settings import CACHE_ENTRIES
+from emucsd.reproduce.rm_ssd.points import Point
+from emucsd.reproduce.rm_ssd.settings import CACHE_ENTRIES
 from emucsd.rm.model import Model
 from emucsd.rm.weights import Weights
 from emucsd.table import Rows

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from emucsd.baselines import Baseline, EmbVectorSum, RecSsd, RmSsd, SsdS
-from emucsd.reproduce.points import Point
-from emucsd.reproduce.settings import LOCALITY, Settings
-from emucsd.reproduce.stand import Stand, measure, stand
+from emucsd.reproduce.rm_ssd.points import Point
+from emucsd.reproduce.rm_ssd.settings import LOCALITY, Settings
+from emucsd.reproduce.rm_ssd.stand import Stand, measure, stand
 from emucsd.rm.session import Session
 
 Tell = Callable[[str, float], None]

@@ -1,0 +1,1 @@
+"""RM-SSD's figures: ``emucsd reproduce rm-ssd``."""
