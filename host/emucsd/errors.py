@@ -45,6 +45,8 @@ Parts of the library have theirs beside them; each is found here by its name as 
 - extents: FileRefused, a file that can't be a table, with a class for each reason
 - mount.errors: MountError, of which MountUnavailable, MountTaken, MountMissing and MountBusy
 - isp.errors: IspError, of which IspUnreachable, IspRefused, IspLost, IspUnavailable and JobFailed
+- stannis.errors: StannisError, of which SpecError, PlanError, DoesNotFit, PeerLost, DataError, CheckpointError,
+  PrivacyBroken and others
 - tunnel.errors: TunnelError; demo: DemoFailed; reproduce.rm_ssd.stand: WrongAnswer; bench.mount: FioMissing
 
 Every text carries the value at fault, its limit where there is one, and the next step.
@@ -317,6 +319,7 @@ _PARTS = (
     "bench.mount",
     "rm.errors",
     "torch.errors",
+    "stannis.errors",
 )
 
 

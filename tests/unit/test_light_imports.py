@@ -42,6 +42,8 @@ NUMPY = (
     "rm.session",
     "rm.model",
     "rm.calls",
+    "stannis.spec",
+    "stannis.plan.plan",
 )
 
 
