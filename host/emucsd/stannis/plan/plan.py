@@ -130,6 +130,24 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Rest:
+    """What is left of an epoch that an earlier generation's plan began: so each sample comes once, whoever left or joined.
+
+    :ivar epoch: which one
+    :ivar steps: it still takes; 0: nothing is left
+    :ivar done: share of the epoch's samples that were trained before
+    :ivar quotas: by rank: pool -> samples
+    :ivar spent: pool -> ranges (first, end) of the pool's order in this epoch that were trained; rising, apart
+    """
+
+    epoch: int
+    steps: int
+    done: float
+    quotas: tuple[dict[str, int], ...]
+    spent: dict[str, tuple[tuple[int, int], ...]]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Who trains what. Made by ``balancer.balance``; saved with the run; the same on all ranks.
 
@@ -143,6 +161,7 @@ class Plan:
     :ivar dropped: node -> why it has no rank
     :ivar engines: all that were planned with, the dropped ones too: what a new plan starts from
     :ivar asked_batch: the global batch that was asked for, if one was
+    :ivar rest: of the epoch in which this plan replaced another
     :ivar equal: batches are equal on all ranks (plain data parallel), for comparison
     :raises PlanError: quotas that don't add up to the pools, or a private sample with a rank that can't read it
     """
@@ -164,6 +183,7 @@ class Plan:
     asked_batch: int | None = None
     asked_strategy: Asked = "auto"
     equal: bool = False
+    rest: Rest | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -176,6 +196,10 @@ class Plan:
             )
         self._check_names()
         self._check_quotas()
+        if self.rest is not None and len(self.rest.quotas) != self.world:
+            raise PlanError(
+                f"the rest of epoch {self.rest.epoch} is for {len(self.rest.quotas)} ranks, not {self.world}"
+            )
 
     def _check_names(self) -> None:
         if [share.rank for share in self.shares] != list(range(self.world)):
@@ -235,6 +259,21 @@ class Plan:
         return tuple(share.batch for share in self.shares)
 
     # -- an epoch
+
+    def rest_of(self, epoch: int) -> Rest | None:
+        """What is left of an epoch, where this plan came in its middle; None: it has all of it."""
+        return self.rest if self.rest is not None and self.rest.epoch == epoch else None
+
+    def steps_in(self, epoch: int) -> int:
+        """Steps of an epoch under this plan: ``steps``, or fewer where it came in the epoch's middle."""
+        rest = self.rest_of(epoch)
+        return self.steps if rest is None else rest.steps
+
+    def progress(self, epoch: int, step: int) -> float:
+        """Epochs trained, as a fraction, before a step: what learning-rate schedules go by, whatever plans there were."""
+        rest = self.rest_of(epoch)
+        done = rest.done if rest is not None else 0.0
+        return epoch + done + (1 - done) * step / max(self.steps_in(epoch), 1)
 
     @property
     def unique(self) -> int:
