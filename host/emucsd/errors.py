@@ -320,6 +320,7 @@ _PARTS = (
     "rm.errors",
     "torch.errors",
     "stannis.errors",
+    "stannis.data.errors",
 )
 
 
