@@ -12,7 +12,7 @@ def all_reduce(group: Any, tensor: Any) -> None:
 
     :param group: a ``torch.distributed.ProcessGroupGloo``
     :param tensor: contiguous, on the processor; the same shape and dtype on every rank
-    :raises RuntimeError: a rank has gone, or did not come within the group's timeout: Gloo says which of its calls failed
+    :raises RuntimeError: a rank has gone, or did not come within the group's timeout; Gloo says which call failed
     """
     flat = tensor.view(-1)
     step = max(1, BUCKET_BYTES // flat.element_size())
