@@ -321,6 +321,7 @@ _PARTS = (
     "torch.errors",
     "stannis.errors",
     "stannis.data.errors",
+    "stannis.training.errors",
 )
 
 

@@ -6,6 +6,7 @@ is of no more use: the worker abandons it and forms another, and the trainer is 
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -75,3 +76,45 @@ class Alone:
 
     def broadcast(self, tensor: torch.Tensor, source: int) -> None:
         """Leave the tensor as it is."""
+
+
+class Metered:
+    """A group whose own time is counted: what a model spends in additions of its own (batch norm) is no computing.
+
+    :ivar seconds: in calls since ``take`` was called last
+    """
+
+    def __init__(self, group: Collective) -> None:
+        self.group = group
+        self.seconds = 0.0
+
+    @property
+    def rank(self) -> int:
+        """This process."""
+        return self.group.rank
+
+    @property
+    def size(self) -> int:
+        """World size."""
+        return self.group.size
+
+    def begin(self, tensor: torch.Tensor) -> Pending:
+        """Not counted: nobody waits yet."""
+        return self.group.begin(tensor)
+
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        """Counted."""
+        begun = time.perf_counter()
+        self.group.all_reduce(tensor)
+        self.seconds += time.perf_counter() - begun
+
+    def broadcast(self, tensor: torch.Tensor, source: int) -> None:
+        """Counted."""
+        begun = time.perf_counter()
+        self.group.broadcast(tensor, source)
+        self.seconds += time.perf_counter() - begun
+
+    def take(self) -> float:
+        """Seconds since the last time."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
