@@ -23,6 +23,7 @@ from emucsd_femu.errors import QemuMissing
 from emucsd_images.errors import ImagesError
 from emucsd_images.image import image
 from tests.conftest import ARTEFACTS, ignore_special
+from tests.system.bare import Provisioned
 
 DESCRIPTION = """
 [testbed]
@@ -79,6 +80,28 @@ def _keep(folder: Path, label: str) -> None:
     shutil.rmtree(kept, ignore_errors=True)
     with contextlib.suppress(OSError, shutil.Error):
         shutil.copytree(folder / "run", kept, ignore=ignore_special)
+
+
+PROVISIONING = pytest.StashKey[Provisioned]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A bare Debian is provisioned beside the tests that come before those of it."""
+    if session.config.option.collectonly:
+        return
+    if any("provisioning" in getattr(item, "fixturenames", ()) for item in session.items):
+        session.config.stash[PROVISIONING] = Provisioned()
+
+
+@pytest.fixture(scope="session")
+def provisioning(pytestconfig: pytest.Config) -> Provisioned:
+    return pytestconfig.stash[PROVISIONING]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Nothing of it stays, however the tests ended."""
+    if PROVISIONING in config.stash:
+        config.stash[PROVISIONING].remove()
 
 
 @pytest.fixture(scope="session")
