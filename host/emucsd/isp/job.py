@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +62,7 @@ def answered(stream: Stream) -> Frame:
 class Job:
     """A job that was sent to the engine. Iterate over it for its log as it comes; ``wait`` for its end.
 
-    A Job is used by one thread at a time; ``cancel`` may come from any.
+    A Job is used by one thread at a time; ``cancel`` and ``close`` may come from any.
 
     :ivar id: what ``attach``, ``list`` and ``cancel`` call it
     :ivar state: ``receiving``, ``running`` or ``ended``, as last heard
@@ -157,9 +158,15 @@ class Job:
             self._cancel()
 
     def close(self) -> None:
-        """Leave it: it ends, or goes on, as ``on_disconnect`` said. Harmless when repeated."""
+        """Leave it: it ends, or goes on, as ``on_disconnect`` said. Harmless when repeated.
+
+        May come from any thread: one that waits in ``read`` is given IspLost.
+        """
         if not self._closed:
             self._closed = True
+            if isinstance(self._stream, socket.socket):  # closing alone would leave that thread waiting
+                with contextlib.suppress(OSError):
+                    self._stream.shutdown(socket.SHUT_RDWR)
             self._stream.close()
 
     def __enter__(self) -> Job:
