@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
+from emucsd.stannis.plan.plan import Plan
+
 
 @dataclass(frozen=True)
 class Position:
@@ -12,27 +14,23 @@ class Position:
 
     :ivar step: steps taken in all
     :ivar epoch: from 0
-    :ivar inside: steps of this epoch that were taken, of ``steps``
-    :ivar steps: of an epoch; 0: no plan was followed yet
+    :ivar inside: steps of this epoch that were taken under the plan that holds
     :ivar skipped: of all steps, those that taught nothing
     """
 
     step: int = 0
     epoch: int = 0
     inside: int = 0
-    steps: int = 0
     skipped: int = 0
 
-    @property
-    def epochs(self) -> float:
-        """The same in epochs, as learning rates have it."""
-        return self.epoch + (self.inside / self.steps if self.steps else 0.0)
-
-    def under(self, steps: int) -> Self:
-        """The same place in an epoch of another number of steps: the same share of it lies behind."""
-        if not self.inside or steps == self.steps:
-            return replace(self, steps=steps)
-        return replace(self, steps=steps, inside=min(round(self.inside / self.steps * steps), steps - 1))
+    def under(self, old: Plan, new: Plan) -> Self:
+        """The same place under another plan: at the begin of what that one deals out of this epoch; a plan that was
+        not made for the middle of this epoch goes on where the same share of it lies behind."""
+        if new.rest_of(self.epoch) is not None:
+            return self if new == old else replace(self, inside=0)
+        steps = new.steps_in(self.epoch)
+        share = self.inside / max(old.steps_in(self.epoch), 1)
+        return replace(self, inside=min(round(share * steps), steps - 1) if self.inside else 0)
 
     def after(self, *, skipped: bool) -> Self:
         """One step further."""

@@ -33,6 +33,7 @@ class StepReport:
     :ivar seconds_transfer: own: in additions, beyond that
     :ivar seconds: load and compute by rank
     :ivar skipped: gradients were not finite, nothing was learned
+    :ivar left_out: own samples that the loader could not have
     :ivar generation: the plan's
     """
 
@@ -49,6 +50,7 @@ class StepReport:
     seconds_transfer: float
     seconds: tuple[float, ...]
     skipped: bool
+    left_out: int
     generation: int
 
 

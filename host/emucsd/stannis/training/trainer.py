@@ -36,8 +36,10 @@ class Loaders(Protocol):
     """Makes the iterable of this rank's batches for the rest of an epoch."""
 
     def __call__(self, plan: Plan, rank: int, epoch: int, first_step: int) -> Iterable[Batch]:
-        """Give one batch for each of ``plan.steps - first_step`` steps; some may be empty. Where it has ``close()``,
-        that is called when no more are wanted."""
+        """Give one batch for each of ``plan.steps_in(epoch) - first_step`` steps; some may be empty.
+
+        Where it has ``close()``, that is called when no more are wanted.
+        """
 
 
 class Keeper(Protocol):
@@ -50,9 +52,10 @@ class Keeper(Protocol):
 class Retuner(Protocol):
     """Decides on other batches, from nothing but what all ranks know alike."""
 
-    def observe(self, plan: Plan, seconds: tuple[float, ...]) -> Plan | None:
-        """After a full step: another plan from the next step on, or None.
+    def observe(self, plan: Plan, epoch: int, step: int, seconds: tuple[float, ...]) -> Plan | None:
+        """After a step: another plan from the next step on, or None.
 
+        :param step: of this epoch, under this plan, were taken
         :param seconds: each rank's, loading and computing
         """
 
@@ -79,7 +82,7 @@ class Trainer:
     :param loaders: makes the batches of an epoch
     :param tests: (rank, size) -> this rank's part of the test set; None: no evaluation
     :param keeper: where this rank keeps checkpoints; None: it keeps none (others may)
-    :param retuner: asked after each full step, where ``spec.retune``
+    :param retuner: asked after each step, where ``spec.retune``
     :param on_nonfinite: a step with an infinite or NaN gradient ends the run (``fail``), or is counted and teaches
         nothing (``skip``)
     :raises FactoryFailed: the run's loss or optimizer can't be made
@@ -105,7 +108,7 @@ class Trainer:
         self.hooks, self.tests, self.keeper, self.retuner = hooks or Hooks(), tests, keeper, retuner
         _check(plan, group)
         self._stepper = Stepper(spec, model, group, on_nonfinite=on_nonfinite)
-        self.at = Position(steps=plan.steps)
+        self.at = Position()
         self._tally = Tally()
         self._asked: set[Flag] = set()
         self._lock = threading.Lock()
@@ -131,6 +134,11 @@ class Trainer:
         """The run's length in epochs."""
         whole = float(self.spec.epochs)
         return min(whole, self.spec.steps / self.plan.steps) if self.spec.steps else whole
+
+    @property
+    def _steps(self) -> int:
+        """Of this epoch, under the plan that holds."""
+        return self.plan.steps_in(self.at.epoch)
 
     @property
     def done(self) -> bool:
@@ -160,7 +168,9 @@ class Trainer:
             while not self.done:
                 if until is not None and self.at.step >= until:
                     return Ended.UNTIL
-                if (ended := self._step()) is not None:
+                if self.at.inside >= self._steps:
+                    self._end_epoch()  # another plan came after the last step
+                elif (ended := self._step()) is not None:
                     return ended
         except BaseException:
             self._close_loader()
@@ -181,7 +191,8 @@ class Trainer:
         load = time.perf_counter() - begun
         with self._lock:
             asked = frozenset(self._asked)
-        lr = learning_rate(self.spec, self.plan.global_batch, self.at.epochs, self.length)
+        progress = self.plan.progress(self.at.epoch, self.at.inside)
+        lr = learning_rate(self.spec, self.plan.global_batch, progress, self.length)
         # no two ranks or steps draw the same dropout, and a resumed step draws what it would have drawn
         seed = (self.spec.seed, self.at.epoch, self.at.step, self.group.rank)
         try:
@@ -193,20 +204,20 @@ class Trainer:
             self._asked -= asked
         self.at = self.at.after(skipped=taken.skipped)
         self._count(taken, time.perf_counter() - begun)
-        self.hooks.step(self._report(taken, lr, load))
+        self.hooks.step(self._report(taken, lr, load, getattr(batch, "skipped", 0)))
         return self._between(taken)
 
     def _between(self, taken: Taken) -> Ended | None:
         """What a step boundary brings: all of it decided by numbers that all ranks have alike."""
         flags = taken.totals.flags
-        if self.at.inside >= self.plan.steps or self.done:
+        if self.at.inside >= self._steps or self.done:
             self._end_epoch()
         elif self.spec.checkpoint_every and self.at.step % self.spec.checkpoint_every == 0:
             self._keep()
         if self.done:
             return None
-        if self.spec.retune and self.retuner and taken.totals.samples == self.plan.global_batch:
-            plan = self.retuner.observe(self.plan, taken.totals.seconds)
+        if self.spec.retune and self.retuner:
+            plan = self.retuner.observe(self.plan, self.at.epoch, self.at.inside, taken.totals.seconds)
             if plan is not None:
                 self.adopt(plan)
         if Flag.STOP in flags:
@@ -219,7 +230,7 @@ class Trainer:
     def _end_epoch(self) -> None:
         self._close_loader()
         tally, epoch = self._tally, self.at.epoch
-        if self.at.inside >= self.plan.steps:  # else spec.steps ended the run in its middle
+        if self.at.inside >= self._steps:  # else spec.steps ended the run in its middle
             self.at, self._tally = self.at.next_epoch(), Tally()
         self._keep()
         every = self.spec.evaluate_every
@@ -252,14 +263,14 @@ class Trainer:
     def adopt(self, plan: Plan) -> None:
         """Follow another plan from here on; every rank, between the same two steps.
 
-        The epoch goes on where the same share of it lies behind: when batches change in its middle, some of its samples
-        may be seen twice and some not; the next epoch is whole again.
+        A plan with a ``rest`` for this epoch deals out what is left of it, so that each sample still comes once. With
+        any other, the epoch goes on where the same share of it lies behind.
 
         :raises PlanError: it has another number of ranks than the group
         """
         _check(plan, self.group)
         self._close_loader()
-        self.plan, self.at = plan, self.at.under(plan.steps)
+        self.plan, self.at = plan, self.at.under(self.plan, plan)
         self.hooks.plan(PlanReport(self.at.step, plan, plan.why))
 
     def regroup(self, group: Collective, plan: Plan) -> None:
@@ -298,10 +309,11 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self._stepper.optimizer.load_state_dict(state["optimizer"])
             at, tally = Position(**state["at"]), Tally(**state["tally"])
+            plan = Plan.from_json(state["plan"])
         except (KeyError, TypeError, ValueError, RuntimeError) as problem:
             raise CheckpointMismatch(f"the state is of another model or optimizer: {problem}") from problem
         self._close_loader()
-        self.at, self._tally = at.under(self.plan.steps), tally
+        self.at, self._tally = at.under(plan, self.plan), tally
 
     def _keep(self) -> None:
         """A checkpoint, on those ranks that keep any; no room for it is told, and ends nothing."""
@@ -332,7 +344,7 @@ class Trainer:
             return next(self._batches)
         except StopIteration:
             raise DataError(
-                f"the loader of rank {self.group.rank} ended before step {self.at.inside + 1} of {self.plan.steps}; it "
+                f"the loader of rank {self.group.rank} ended before step {self.at.inside + 1} of {self._steps}; it "
                 "must give a batch for each, if need be an empty one"
             ) from None
 
@@ -353,7 +365,7 @@ class Trainer:
             tally.loss_sum += totals.loss_sum
             tally.correct += totals.correct
 
-    def _report(self, taken: Taken, lr: float, load: float) -> StepReport:
+    def _report(self, taken: Taken, lr: float, load: float, left_out: int) -> StepReport:
         totals = taken.totals
         samples = max(totals.samples, 1)
         return StepReport(
@@ -370,6 +382,7 @@ class Trainer:
             seconds_transfer=taken.transfer,
             seconds=totals.seconds,
             skipped=taken.skipped,
+            left_out=left_out,
             generation=self.plan.generation,
         )
 
