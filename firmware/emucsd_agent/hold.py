@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from emucsd_agent.disk import DiskServer
+from emucsd.isp.diskserver import DiskServer
 from emucsd_agent.server import log
 
 _PORT = 1
@@ -149,7 +149,7 @@ class Hold:
         attachment = Direct(Path(self.where), port=_PORT, queues=_QUEUES)
         stack.callback(attachment.close)
         drive = stack.enter_context(Drive(attachment, Path(self.where), _PORT))
-        disk = DiskServer(drive, self._work / "disk")
+        disk = DiskServer(drive, self._work / "disk", log)
         stack.callback(disk.close)
         self._attachment = attachment
         return disk

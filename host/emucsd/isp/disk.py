@@ -15,13 +15,14 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-import re
 import socket
 import struct
+import time
 from abc import ABC, abstractmethod
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from emucsd.errors import EmucsdError
 from emucsd.isp import nbd
 from emucsd.isp.errors import IspError, IspLost, IspUnreachable
 
@@ -29,6 +30,8 @@ VARIABLE = "EMUCSD_DISK"
 _PIECE = 8 << 20
 _BLKSSZGET = 0x1268
 _BLKDISCARD = 0x1277
+_NODE_SECONDS = 3.0  # for a namespace's device to appear after a rescan
+_LOOK_SECONDS = 0.02
 
 
 class Disk(ABC):
@@ -53,7 +56,7 @@ class Disk(ABC):
         if not where:
             raise IspUnreachable(f"{VARIABLE} is not set: only jobs of an ISP engine have a disk; or name one")
         if where.startswith("/"):
-            return DeviceDisk(where if nsid is None else re.sub(r"n\d+$", f"n{nsid}", where))
+            return DeviceDisk(where if nsid is None else _other(where, nsid))
         parts = urlsplit(where)
         sockets = parse_qs(parts.query).get("socket", [])
         if parts.scheme != "nbd+unix" or len(sockets) != 1:
@@ -161,6 +164,42 @@ class DeviceDisk(Disk):
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _other(where: str, nsid: int) -> str:
+    """The block device of another namespace of the same drive. :raises IspUnreachable: there is none"""
+    try:
+        return _device(where, nsid)
+    except IspUnreachable:
+        raise
+    except EmucsdError as problem:
+        raise IspUnreachable(f"namespace {nsid} beside {where}: {problem}") from problem
+
+
+def _device(where: str, nsid: int) -> str:
+    """Linux numbers devices its own way: the one of the namespace ``nsid`` is found in /sys, after a rescan if need be.
+
+    :raises EmucsdError: no such controller, no right to look, no such namespace
+    """
+    from emucsd.linux import ioctl, nodes
+
+    name, looked = nodes.controller_of(where), False
+    deadline = time.monotonic() + _NODE_SECONDS
+    while True:
+        found = {space.nsid: space.block for space in nodes.namespaces(name) if space.block is not None}
+        if nsid in found and found[nsid].exists():
+            return str(found[nsid])
+        if time.monotonic() > deadline:
+            known = ", ".join(map(str, found)) or "none"
+            raise IspUnreachable(f"namespace {nsid}: Linux has no block device for it on {name}; it has: {known}")
+        if not looked:
+            fd = nodes.open_node(nodes.controller(name).node)  # it may be new: the driver looks in its own time
+            try:
+                ioctl.rescan(fd)
+            finally:
+                os.close(fd)
+            looked = True
+        time.sleep(_LOOK_SECONDS)
 
 
 def _tried(what: str, offset: int, call: Any) -> Any:

@@ -1,7 +1,13 @@
-"""The drive's namespaces as NBD exports on a Unix socket: how jobs of the ``local`` engine read the flash.
+"""A port's namespaces as NBD exports on a Unix socket: how several processes read a drive whose port one of them holds.
 
-Port 1 has one client, and that is the agent; jobs ask it. Each connection has a thread, and so a queue of the drive's
-as long as there are any. In the drive's own machine none of this runs: the kernel's /dev/nvme0n1 is there.
+    with Drive.open("disk0", queues=4) as drive, DiskServer(drive, folder / "disk") as server:
+        subprocess.run([...], env={**os.environ, "EMUCSD_DISK": server.uri()})
+
+A port of the direct client serves one process. On port 1 that is the agent of a ``local`` engine, and its jobs read by
+this; on port 0 it is whoever opened the drive, and its children do. Each connection has a thread, and so a queue of
+the drive's as long as there are any. In a machine none of this runs: the kernel's /dev/nvme0n1 is there. What crosses
+is what the port may see: a namespace that is attached to port 1 alone is no export of a server on port 0. Standard
+library alone: the agent has nothing else.
 """
 
 from __future__ import annotations
@@ -13,12 +19,11 @@ import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from emucsd.isp import nbd
+from emucsd.isp.errors import IspUnavailable
 from emucsd.isp.protocol import Ended
-from emucsd_agent.errors import SetupFailed
-from emucsd_agent.server import log
 
 CONNECTIONS = 32
 FLAGS = (
@@ -37,26 +42,29 @@ class _Refused(Exception):
 class DiskServer:
     """Serves until closed.
 
-    :param drive: the drive's port 1, as ``emucsd.Drive``
-    :param path: of the socket
-    :raises SetupFailed: the socket can't be made
+    :param drive: a drive's port, as ``emucsd.Drive``
+    :param path: of the socket, which only this user can connect to
+    :param log: is given a line when a client's connection, or a request, fails
+    :raises IspUnavailable: the socket can't be made
     """
 
-    def __init__(self, drive: Any, path: Path) -> None:
-        self.drive, self.path = drive, path
+    def __init__(self, drive: Any, path: Path, log: Callable[[str], None] | None = None) -> None:
+        self.drive, self.path, self._log = drive, path, log or _silent
         self._room = threading.Semaphore(CONNECTIONS)
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             self._listener.bind(os.fspath(path))
+            path.chmod(0o600)  # before anybody can connect: nothing listens yet
             self._listener.listen(16)
         except OSError as problem:
             self._listener.close()
-            raise SetupFailed(f"{path}: {problem.strerror or problem}; give a shorter --work folder") from problem
+            told = f"{path}: {problem.strerror or problem}; give a folder that is there, with a shorter name"
+            raise IspUnavailable(told) from problem
         threading.Thread(target=self._serve, name="disk", daemon=True).start()
 
     def uri(self) -> str:
-        """What jobs find in $EMUCSD_DISK: the first namespace."""
+        """What a process finds in $EMUCSD_DISK: the first namespace; ``Disk.open(nsid=N)`` opens others."""
         return f"nbd+unix:///?socket={self.path}"
 
     def close(self) -> None:
@@ -65,6 +73,12 @@ class DiskServer:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _serve(self) -> None:
         while True:
@@ -82,11 +96,11 @@ class DiskServer:
             with connection:
                 space = self._negotiate(connection)
                 if space is not None:
-                    Export(self.drive, space, connection).serve()
+                    Export(space, connection, self._log).serve()
         except (Ended, OSError):
             pass
-        except Exception as problem:  # ours, or the drive is gone: this connection ends, the agent goes on
-            log(f"disk: {type(problem).__name__}: {problem}")
+        except Exception as problem:  # ours, or the drive is gone: this connection ends, others go on
+            self._log(f"disk: {type(problem).__name__}: {problem}")
         finally:
             self._room.release()
 
@@ -129,7 +143,7 @@ class DiskServer:
             return None
         space = self._find(data[4 : 4 + length])
         if space is None:
-            _reply(connection, option, nbd.REP_ERR_UNKNOWN, b"port 1 has no such namespace")
+            _reply(connection, option, nbd.REP_ERR_UNKNOWN, b"this port has no such namespace")
             return None
         _reply(connection, option, nbd.REP_INFO, nbd.INFO_EXPORT_REPLY.pack(nbd.INFO_EXPORT, space.size, FLAGS))
         sizes = (space.lba_bytes, max(space.lba_bytes, 4096), nbd.MOST_BYTES)
@@ -147,8 +161,8 @@ class DiskServer:
 class Export:
     """A connection that has chosen its namespace: requests in turn."""
 
-    def __init__(self, drive: Any, space: Any, connection: socket.socket) -> None:
-        self._drive, self._space, self._connection = drive, space, connection
+    def __init__(self, space: Any, connection: socket.socket, log: Callable[[str], None]) -> None:
+        self._space, self._connection, self._log = space, connection, log
         self._does: dict[int, Callable[[int, int, int], None]] = {
             nbd.CMD_WRITE: self._write,
             nbd.CMD_FLUSH: lambda flags, offset, size: self._space.flush(),
@@ -190,7 +204,7 @@ class Export:
         except InvalidArgument:
             return nbd.EINVAL
         except NvmeError as problem:
-            log(f"disk: {problem}")
+            self._log(f"disk: {problem}")
             return nbd.EIO
         return 0
 
@@ -224,6 +238,10 @@ class Export:
 
     def _zero(self, offset: int, size: int) -> None:
         self._space.write_zeroes(*self._blocks(offset, size))
+
+
+def _silent(line: str) -> None:
+    pass
 
 
 def exactly(connection: socket.socket, count: int) -> memoryview:
