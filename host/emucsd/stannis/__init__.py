@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emucsd.stannis.errors import StannisError
+    from emucsd.stannis.plan.balancer import balance
     from emucsd.stannis.plan.measured import Measured
     from emucsd.stannis.plan.plan import Engine, Plan, Pool, Share
     from emucsd.stannis.spec import Spec

@@ -131,7 +131,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Rest:
-    """What is left of an epoch that an earlier generation's plan began: so each sample comes once, whoever left or joined.
+    """What is left of an epoch that an earlier plan began: so each sample comes once, whoever left or joined.
 
     :ivar epoch: which one
     :ivar steps: it still takes; 0: nothing is left
@@ -270,7 +270,7 @@ class Plan:
         return self.steps if rest is None else rest.steps
 
     def progress(self, epoch: int, step: int) -> float:
-        """Epochs trained, as a fraction, before a step: what learning-rate schedules go by, whatever plans there were."""
+        """Epochs trained before a step, as a fraction: what schedules go by, whatever plans there were."""
         rest = self.rest_of(epoch)
         done = rest.done if rest is not None else 0.0
         return epoch + done + (1 - done) * step / max(self.steps_in(epoch), 1)
