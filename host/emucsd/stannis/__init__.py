@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from emucsd.stannis.errors import StannisError
     from emucsd.stannis.plan.balancer import balance
     from emucsd.stannis.plan.measured import Measured
+    from emucsd.stannis.plan.order import order, union
     from emucsd.stannis.plan.plan import Engine, Plan, Pool, Share
     from emucsd.stannis.spec import Spec
 
@@ -32,6 +33,9 @@ __all__ = [
     "Share",
     "Spec",
     "StannisError",
+    "balance",
+    "order",
+    "union",
 ]
 
 _HOMES = {
@@ -42,6 +46,9 @@ _HOMES = {
     "Share": "plan.plan",
     "Spec": "spec",
     "StannisError": "errors",
+    "balance": "plan.balancer",
+    "order": "plan.order",
+    "union": "plan.order",
 }
 
 
