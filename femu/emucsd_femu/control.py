@@ -4,6 +4,7 @@
     {"do": "stats"}         counters of every part of it
     {"do": "checkpoint"}    write the map to the store now
     {"do": "tunnel", ...}   lose, reorder and double frames of the tunnel on purpose, so many per million
+    {"do": "tunnel_watch"}  look in the tunnel for what private namespaces hold: "on", "refresh", "check"
     {"do": "recssd", ...}   take RecSSD's commands or not; its statistics, from zero again with "clear": true
     {"do": "stop"}          stop cleanly; answered before it happens
 
@@ -59,6 +60,17 @@ class Tunnel(Request, tag="tunnel"):
     reorder: int = 0
     duplicate: int = 0
     seed: int = 1
+
+
+class TunnelWatch(Request, tag="tunnel_watch"):
+    """The tunnel's watch on or off, null as it is; answers with its figures.
+
+    Turning it on, and ``refresh``, learn what is private now. ``check`` counts what of it lies where the host may read.
+    """
+
+    on: bool | None = None
+    refresh: bool = False
+    check: bool = False
 
 
 class RecSsd(Request, tag="recssd"):

@@ -79,5 +79,8 @@ class Device(Protocol):
     def set_recssd(self, enabled: bool | None, *, clear: bool = False) -> dict[str, Any]:
         """RecSSD's commands on, off or as they are; its statistics so far."""
 
+    def set_tunnel_watch(self, on: bool | None, *, refresh: bool = False, check: bool = False) -> dict[str, Any]:
+        """Look in the tunnel for what private namespaces hold, or do not; figures so far. In any thread; takes long."""
+
     def set_tunnel_faults(self, loss: int, reorder: int, duplicate: int, seed: int) -> None:
         """Lose, reorder and double frames of the tunnel, so many per million. :raises FirmwareError: out of range"""

@@ -162,6 +162,7 @@ class DriveProcess:
             control.Stats: lambda _: drive.stats(),
             control.Checkpoint: lambda _: Later(self.checkpoint),  # seconds on a large drive, and QEMU waits for 5
             control.Tunnel: self.disturb_tunnel,
+            control.TunnelWatch: lambda asked: Later(lambda: self.watch_tunnel(asked)),  # reads all that is private
             control.RecSsd: self.set_recssd,
             control.Stop: lambda _: self.stop(),
         }
@@ -198,6 +199,10 @@ class DriveProcess:
         """Faults of the tunnel. :raises FirmwareError: out of range"""
         self.drive.set_tunnel_faults(request.loss, request.reorder, request.duplicate, request.seed)
         return {}
+
+    def watch_tunnel(self, request: control.TunnelWatch) -> dict[str, Any]:
+        """The tunnel's watch. :raises FirmwareError: the data plane has died"""
+        return self.drive.set_tunnel_watch(request.on, refresh=request.refresh, check=request.check)
 
     def stop(self) -> dict[str, Any]:
         """Leave the loop after what is in hand."""

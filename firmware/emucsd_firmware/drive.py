@@ -29,6 +29,7 @@ from emucsd_firmware.nand.model import NandModel
 from emucsd_firmware.nvme.commands import SLOTS, CommandPool
 from emucsd_firmware.nvme.hardware import Health
 from emucsd_firmware.nvme.lookups import reset_lookups
+from emucsd_firmware.nvme.namespaces import HOST_CONTROLLER
 from emucsd_firmware.nvme.queues import QueueSet
 from emucsd_firmware.nvme.recssd import reset_recssd
 from emucsd_firmware.nvme.session_setup import SessionCommands
@@ -42,7 +43,9 @@ from emucsd_firmware.session.sessions import Sessions
 from emucsd_firmware.session.state import SessionsMemory
 from emucsd_firmware.state import FIRST_FTL_JOB, FIRST_RECSSD_JOB, PORTS, DriveState
 from emucsd_firmware.subsystem import Subsystem
+from emucsd_firmware.traffic import port_figures
 from emucsd_firmware.tunnel.state import TunnelMemory
+from emucsd_firmware.watch import PrivateWatch
 from emucsd_wire.nvme import Status
 
 log = logging.getLogger(__name__)
@@ -92,6 +95,7 @@ class Drive:
             self._connect_lookups(port)
             self.tunnel.register(port.controller)
         self.keeper = Keeper(store)
+        self.watch = PrivateWatch(self)
 
     @classmethod
     def open(cls, folder: Path, profile: Profile, *, clock: str = "real", durability: str = "process") -> Drive:
@@ -162,6 +166,7 @@ class Drive:
 
     def close(self, *, clean: bool = True) -> None:
         """Stop; with ``clean`` everything is flushed and checkpointed first."""
+        self.watch.close()
         self.plane.stop()
         self.keeper.stop()
         try:
@@ -252,6 +257,17 @@ class Drive:
         with self.plane.paused():
             self.tunnel.set_faults(loss, reorder, duplicate, seed)
 
+    def set_tunnel_watch(self, on: bool | None, *, refresh: bool = False, check: bool = False) -> dict[str, Any]:
+        """Look in the tunnel for what private namespaces hold, or do not, None as before; figures so far.
+
+        :param refresh: learn anew what they hold, where it is on
+        :param check: count what of that lies in namespaces that the host may read (``copies``)
+        """
+        if on is None and refresh and self.watch.snapshot()["on"]:
+            on = True
+        figures = self.watch.snapshot() if on is None else self.watch.turn(on)
+        return self.watch.check() if check else figures
+
     def set_log(self, enabled: bool) -> None:
         """Log admin commands and resets, or only what is unusual."""
         logging.getLogger("emucsd_firmware").setLevel(logging.DEBUG if enabled else logging.NOTSET)
@@ -288,7 +304,14 @@ class Drive:
             "serial": self.subsystem.serial,
             "isp": asdict(self.profile.isp),
             "namespaces": [
-                {"nsid": n.nsid, "bytes": n.size, "lba_bytes": 1 << n.lba_shift, "controllers": list(n.attached)}
+                {
+                    "nsid": n.nsid,
+                    "bytes": n.size,
+                    "lba_bytes": 1 << n.lba_shift,
+                    "controllers": list(n.attached),
+                    "private": not n.known_to(HOST_CONTROLLER),
+                    "uuid": str(n.uuid(self.subsystem.nvram.drive)),
+                }
                 for n in self.subsystem.nvram.namespaces
             ],
             "recovered": {
@@ -302,10 +325,7 @@ class Drive:
         """What it has done: plain values. Read while the data plane runs on."""
         root = self.state[0]
         clock = self.clock_memory
-        ports = [
-            {name: int(queues.record["counters"][name]) for name in queues.record["counters"].dtype.names}
-            for queues in self.queues
-        ]
+        rows = self.tables.rows()
         return {
             "now_ns": self.clock_now(),
             "rounds": int(root["rounds"]),
@@ -316,11 +336,11 @@ class Drive:
                 "max": int(root["clock"]["late_max"]) / 1000,
                 "count": int(clock.lateness.sum()),
             },
-            "ports": ports,
+            "ports": [port_figures(queues, self.subsystem.nvram.namespaces, rows) for queues in self.queues],
             "ftl": self.store.snapshot(),
             "nand": self.nand.snapshot(),
             "lookup": self.tables.snapshot(),
             "sessions": self.sessions.snapshot(),
-            "tunnel": self.tunnel.snapshot(),
+            "tunnel": {**self.tunnel.snapshot(), "watch": self.watch.snapshot()},
             "recssd": self.recssd.snapshot(),
         }

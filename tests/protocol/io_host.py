@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from emucsd_firmware.drive import Drive
 from emucsd_firmware.profile import load
+from emucsd_wire.identify import IDENTIFY_NAMESPACE, IdentifyNamespace
 from emucsd_wire.nvme import CQE, DNR, PAGE, SQE, Admin, Io, Register, Sqe
 from tests.unit.nvme_host import DATA_AT, IOVA, LIST_AT, MIB, Done, Host
 
@@ -93,6 +95,15 @@ class IoHost(Host):
         (done,) = self.wait_io(1)
         assert done.cid == cid
         return done
+
+    def make_namespace(self, size: int, *controllers: int) -> int:
+        """A namespace of ``size`` bytes for some controllers; the capacity must be free. :returns: its id"""
+        blocks = size // self.lba_bytes
+        self.poke(DATA_AT, IDENTIFY_NAMESPACE.pack(IdentifyNamespace(nsze=blocks, ncap=blocks, nmic=1)))
+        nsid = self.ok(Admin.NAMESPACE_MANAGEMENT, cdw10=0)
+        self.poke(DATA_AT, struct.pack(f"<{len(controllers) + 1}H", len(controllers), *controllers).ljust(PAGE, b"\0"))
+        self.ok(Admin.NAMESPACE_ATTACHMENT, nsid, cdw10=0)
+        return nsid
 
     # the NVM command set, in short
 

@@ -74,6 +74,7 @@ class Tables:
         self.memory = memory
         self.records = memory.tables
         self.page_bytes = memory.page_bytes
+        self._past: dict[tuple[int, int], tuple[int, int]] = {}  # ``rows`` of tables whose slots were used again
 
     def open(self, port: int, header: TableHeader, extents: NDArray[Any], space: Space) -> int:
         """:param extents: columns of TableExtent
@@ -188,6 +189,7 @@ class Tables:
             "slice": min(SLICE, max(8, SLICE_BYTES // content)),
             "add_cycles": -(-header.dim // settings.sum_lanes) * settings.sum_cycles,
         }
+        self._past = self.rows(slot)
         self.records[slot] = np.zeros((), self.records.dtype)
         for name, value in values.items():
             table[name] = value
@@ -266,6 +268,21 @@ class Tables:
         hot = self.memory.hot
         cache = {name: int(hot[name]) for name in ("rows", "hits", "misses", "admitted", "evicted")}
         return {"tables": int(np.count_nonzero(self.records["handle"])), "cache": cache}
+
+    def rows(self, only: int | None = None) -> dict[tuple[int, int], tuple[int, int]]:
+        """Rows that were read, and that were stored, since the drive's start, by (port, namespace).
+
+        Rows that sessions had summed are among them, and those of tables that have been closed.
+
+        :param only: of what is past and this slot
+        """
+        found = dict(self._past)
+        for table in self.records if only is None else self.records[only : only + 1]:
+            if table["generation"]:
+                at = int(table["port"]), int(table["nsid"])
+                read, stored = found.get(at, (0, 0))
+                found[at] = read + int(table["vectors"]), stored + int(table["updated"])
+        return found
 
     def count(self, port: int) -> int:
         """Open tables of a port."""

@@ -98,7 +98,14 @@ def read(drive: DriveState, port: PortState, slot: int, command: Command, sqe: S
     command.outgoing = left
     port.counters.reads += 1
     port.counters.blocks_read += left >> 9
-    return _pass_pages(drive, port, slot, command, left, _COPY_OUT)
+    status = _pass_pages(drive, port, slot, command, left, _COPY_OUT)
+    traffic = namespace_at(port.namespaces, command.nsid).traffic
+    if status != 0:
+        traffic.bytes_failed += left
+        return status
+    traffic.reads += 1
+    traffic.bytes_read += left
+    return 0
 
 
 @jit_unit
@@ -113,7 +120,14 @@ def compare(drive: DriveState, port: PortState, slot: int, command: Command, sqe
     command.incoming = left
     port.counters.reads += 1
     port.counters.blocks_read += left >> 9
-    return _pass_pages(drive, port, slot, command, left, _MATCH)
+    status = _pass_pages(drive, port, slot, command, left, _MATCH)
+    traffic = namespace_at(port.namespaces, command.nsid).traffic
+    if status != 0:
+        traffic.bytes_failed += left
+        return status
+    traffic.compares += 1
+    traffic.bytes_compared += left
+    return 0
 
 
 @jit_unit
@@ -174,7 +188,13 @@ def write(drive: DriveState, port: PortState, slot: int, command: Command, sqe: 
     port.counters.blocks_written += left >> 9
     fua = 1 if signed(sqe.cdw12) & _FUA != 0 else 0
     command.durable = fua & drive.ftl.machine_durable
-    return write_pages(drive, space, slot, command, command.lba << space.lba_shift, left, fua, 1)
+    status = write_pages(drive, space, slot, command, command.lba << space.lba_shift, left, fua, 1)
+    if status != 0:
+        space.traffic.bytes_failed += left
+        return status
+    space.traffic.writes += 1
+    space.traffic.bytes_written += left
+    return 0
 
 
 @jit_unit

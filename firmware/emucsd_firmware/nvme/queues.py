@@ -69,6 +69,23 @@ class CompletionQueue(State):
     bad_doorbells: I64
 
 
+class Traffic(State):
+    """Blocks of one namespace that crossed one port, counted when they did; nothing but power takes them back.
+
+    A command that fails on the way may have moved a part of its data: all of it counts as ``bytes_failed``.
+    """
+
+    reads: I64
+    writes: I64
+    compares: I64
+    bytes_read: I64
+    bytes_written: I64
+    bytes_compared: I64
+    failed: I64  # commands, whatever they were; also of a namespace that this port may not have
+    bytes_failed: I64
+    rows: I64  # that RecSSD's requests asked for; they stay in the drive
+
+
 class NamespaceState(State):
     """A namespace as one port sees it; ``attached`` 0 means that commands get Invalid Namespace."""
 
@@ -77,6 +94,7 @@ class NamespaceState(State):
     lba_shift: I64
     first_lpn: I64
     write_protected: I64
+    traffic: Traffic
 
 
 class ErrorRecord(State):
@@ -247,6 +265,8 @@ def record_error(port: PortState, sqid: int, cid: int, status: int, lba: int, ns
     entry.nsid = nsid
     port.error_count += 1
     port.counters.failed += 1
+    if nsid > 0 and nsid <= NAMESPACES:
+        namespace_at(port.namespaces, nsid).traffic.failed += 1
     if status == _UNRECOVERED or status == _WRITE_FAULT:
         port.counters.media_errors += 1
 

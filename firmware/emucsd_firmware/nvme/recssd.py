@@ -81,6 +81,7 @@ def _take_config(drive: DriveState, port: PortState, command: Command, sqe: Sqe,
     else:
         command.ready = max(command.ready, recssd.processor_free)
         port.counters.lookups += 1
+        space.traffic.rows += sls_at(recssd.requests, number).count
     return status
 
 

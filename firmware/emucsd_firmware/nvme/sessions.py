@@ -41,6 +41,8 @@ def rm_send(drive: DriveState, port: PortState, command: Command, sqe: Sqe) -> i
         status = send(sessions, drive.lookup, drive.clock.now, number, tag, count)
     if status != 0:
         command.dw0 = sessions.position
+    else:
+        port.counters.lookups += 1
     return status
 
 

@@ -18,6 +18,7 @@ from emucsd_firmware.tunnel.faults import pass_on, release_spare
 from emucsd_firmware.tunnel.lines import earliest, enter, pop, pop_expired
 from emucsd_firmware.tunnel.ring import check, fits, frame_size, place, room, straight, take_out
 from emucsd_firmware.tunnel.state import HEARD_NS, HOLD_NS, NEVER, Line, Tunnel, Way
+from emucsd_firmware.tunnel.watch import look_through
 from emucsd_wire.nvme import MAX_TRANSFER, Sqe, Status
 from emucsd_wire.tunnel import FRAME_ALIGN, MAX_BATCH, MIN_PACKET
 from emucsd_wire.words import copy, jit, jit_inline, jit_unit, monotonic, signed
@@ -120,6 +121,8 @@ def _take(drive: DriveState, port: PortState, way: Way, command: Command, sqe: S
     way.frames += tunnel.found
     way.bytes += count
     way.batches += 1
+    if tunnel.watch.table != 0:
+        look_through(tunnel, way, count)
     if not _there(drive, way):
         way.unheard += tunnel.found
     elif tunnel.faults != 0 or way.spare_bytes != 0:

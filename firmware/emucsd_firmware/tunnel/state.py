@@ -51,6 +51,24 @@ class Way(State):
     waited: I64
     expired: I64
     idle: I64  # receives that ended without a frame
+    watched_bytes: I64  # of packets that the watch looked at
+    hits: I64
+    hit_bytes: I64  # of the packets with hits in them
+
+
+class Watch(State):
+    """Fingerprints of content that is to be noticed (``tunnel.watch``)."""
+
+    table: I64  # address of int64[mask + 1]; 0: nothing is watched
+    mask: I64
+    clear: I64  # the highest bits: windows whose hash has none of them have a fingerprint, which is their hash
+    gear: I64  # address of int64[256]
+    room: I64  # places of the table that may be taken
+    taken: I64
+    common: I64  # fingerprints that came up so often that they say nothing
+    public: I64  # and that were found where everybody may read
+    left_out: I64  # for which there was no room
+    found: I64  # hits in the packet that is looked at
 
 
 class Tunnel(State):
@@ -68,15 +86,18 @@ class Tunnel(State):
     reorder: I64
     duplicate: I64
     random: I64
+    watch: Watch
     to_isp: Way
     to_host: Way
 
 
 way_at = pointer(Way)
 tunnel_at = pointer(Tunnel)
+watch_at = pointer(Watch)
 
 COUNTERS = ("frames", "bytes", "batches", "delivered", "unheard", "lost", "reordered", "duplicated", "refused",
             "waited", "expired", "idle")  # fmt: skip
+WATCHED = ("watched_bytes", "hits", "hit_bytes")
 
 
 class TunnelMemory:

@@ -106,7 +106,18 @@ def _tunnel(tunnel: Tree) -> str:
         more = "".join(f", {show_count(number)} {what}" for what, number in lost.items() if number)
         told.append(f"{show_count(way['frames'])} frames {where}{more}")
     state = f"open, MTU {tunnel['mtu']}" if tunnel["open"] else "closed"
-    return f"  tunnel: {state}; {'; '.join(told)}"
+    return f"  tunnel: {state}; {'; '.join(told)}{_watch(tunnel['watch'])}"
+
+
+def _watch(watch: Tree) -> str:
+    """Said while it is on, and ever after it found something."""
+    ways = watch["to_isp"], watch["to_host"]
+    hits = sum(way["hits"] for way in ways)
+    if not watch["on"] and not hits:
+        return ""
+    seen = show_size(sum(way["watched_bytes"] for way in ways))
+    found = f"[red]{show_count(hits)} pieces of private content[/]" if hits else "nothing private"
+    return f"\n  watch: {show_count(watch['fingerprints'])} fingerprints, {seen} looked through, {found}"
 
 
 def _show_one(name: str, drive: Tree, console: Console) -> None:
@@ -128,6 +139,9 @@ def _show_one(name: str, drive: Tree, console: Console) -> None:
         client = "a client is attached" if port["client"] else "nobody is attached"
         console.print(f"  port {number}, {escape(port['socket'])}: {client}", soft_wrap=True)
         console.print(f"    {_port(stats['ports'][number])}", soft_wrap=True)
+        for nsid, traffic in stats["ports"][number]["namespaces"].items():
+            if line := _traffic(traffic):
+                console.print(f"    namespace {nsid}: {line}", soft_wrap=True)
     console.print(_flash(stats["nand"]))
     console.print(_ftl(stats["ftl"]), soft_wrap=True)
     console.print(_tunnel(stats["tunnel"]), soft_wrap=True)
@@ -153,6 +167,17 @@ def _session(session: Tree) -> str:
 def _port(port: Tree) -> str:
     counts = ", ".join(f"{show_count(port[key])} {key}" for key in ("reads", "writes", "lookups", "vectors", "failed"))
     return f"{counts}; {show_size(port['link_out'])} to the client, {show_size(port['link_in'])} from it"
+
+
+def _traffic(traffic: Tree) -> str:
+    """What crossed the port of one namespace's content, and what was done with it in the drive; empty for nothing."""
+    moved = (
+        f"{show_count(traffic[name])} {name} ({show_size(traffic[size])})"
+        for name, size in (("reads", "bytes_read"), ("writes", "bytes_written"), ("compares", "bytes_compared"))
+        if traffic[name]
+    )
+    others = {"lookup_rows": "rows looked up", "updated_rows": "rows updated", "failed": "failed"}
+    return ", ".join([*moved, *(f"{show_count(traffic[key])} {what}" for key, what in others.items() if traffic[key])])
 
 
 def _flash(nand: Tree) -> Table:
