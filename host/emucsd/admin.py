@@ -66,6 +66,11 @@ class Admin:
         """Ids of every namespace of the subsystem."""
         return self._list(Cns.ALLOCATED_NAMESPACES)
 
+    def owners(self, nsid: int) -> tuple[int, ...]:
+        """Controllers that a namespace is attached to: 1 is port 0's, 2 port 1's."""
+        page = np.frombuffer(self.identify(Cns.NAMESPACE_CONTROLLERS, nsid), "<u2")
+        return tuple(int(controller) for controller in page[1 : 1 + int(page[0])])
+
     def _list(self, cns: Cns) -> list[int]:
         found = np.frombuffer(self.identify(cns), "<u4")
         return [int(nsid) for nsid in found if nsid]

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from emucsd.stannis.data.inspect import Inspection, inspect
     from emucsd.stannis.data.loader import Batch, Loader
+    from emucsd.stannis.data.put import put
     from emucsd.stannis.data.source import Source
 
-__all__ = ["Batch", "Inspection", "Loader", "Source", "inspect"]
+__all__ = ["Batch", "Inspection", "Loader", "Source", "inspect", "put"]
 
 _HOMES = {
     "Batch": "loader",
@@ -30,6 +31,7 @@ _HOMES = {
     "Loader": "loader",
     "Source": "source",
     "inspect": "inspect",
+    "put": "put",
 }
 
 

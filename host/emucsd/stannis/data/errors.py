@@ -2,6 +2,7 @@
 
     DataError
     ├── DataFormat          the caller's: a location of no known form, a layout, classes or shapes that differ
+    │   └── SplitsFound     its folders are train, test, …: one of them is to be named
     ├── ShardMissing        ) of a sample or its shard: ``Lost`` is either
     ├── ShardDamaged        )
     ├── DriveGone           the drive or its agent stopped answering: no matter of one sample
@@ -27,10 +28,19 @@ __all__ = [
     "PutFailed",
     "ShardDamaged",
     "ShardMissing",
+    "SplitsFound",
     "about",
 ]
 
 Lost = ShardMissing | ShardDamaged
+
+
+class SplitsFound(DataFormat):
+    """The caller's: a data set's parts, where classes should be. ``parts`` has their locations by name."""
+
+    def __init__(self, text: str, parts: dict[str, str]) -> None:
+        super().__init__(text)
+        self.parts = parts
 
 
 class DriveGone(DataError):

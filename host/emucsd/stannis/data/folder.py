@@ -27,7 +27,7 @@ class FolderSource(Indexed):
                 f"{location.text}: no samples; a folder for each class is wanted, with .jpg or .png files in it"
             )
         classes = ordered({name for name, _, _ in found})
-        check_classes(location.text, set(classes), f"{location.path}/{{}}")
+        check_classes(location.text, set(classes), location.path)
         number = {name: index for index, name in enumerate(classes)}
         if classes != tuple(sorted(classes)):
             found.sort(key=lambda entry: (number[entry[0]], entry[1]))

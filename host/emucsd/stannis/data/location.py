@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from emucsd.stannis.data.errors import DataFormat, ShardMissing
+from emucsd.stannis.data.errors import DataFormat, ShardMissing, SplitsFound
 
 IMAGES = (".jpg", ".jpeg", ".png")
 SPLITS = frozenset({"train", "test", "val", "valid", "validation"})  # no classes, where all of a set are named so
@@ -103,12 +103,13 @@ def parse(text: str) -> Location:
     return Location(text, "folder", whole)
 
 
-def check_classes(where: str, names: set[str], inside: str = "{}") -> None:
-    """:raises DataFormat: the top folders are parts of a data set, not classes"""
+def check_classes(where: str, names: set[str], root: str) -> None:
+    """:param root: the location that they are in :raises SplitsFound: the top folders are no classes"""
     if names and names <= SPLITS:
-        some = ", ".join(sorted(names))
-        raise DataFormat(
-            f"{where}: its folders are {some}, which are no classes; name one: {inside.format(sorted(names)[-1])}"
+        parts = {name: f"{root}/{name}" for name in sorted(names)}
+        some = ", ".join(parts)
+        raise SplitsFound(
+            f"{where}: its folders are {some}, which are no classes; name one: {parts[max(parts)]}", parts
         )
 
 

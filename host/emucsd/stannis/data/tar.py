@@ -11,7 +11,7 @@ import numpy as np
 from emucsd.stannis.data.errors import DataFormat, Lost, ShardDamaged, ShardMissing
 from emucsd.stannis.data.index import Member, index
 from emucsd.stannis.data.location import Location, check_classes, ordered
-from emucsd.stannis.data.reader import readers
+from emucsd.stannis.data.reader import Reader, readers
 from emucsd.stannis.data.samples import Indexed, Payload
 
 GAP = 32 << 10  # bytes between two samples of a batch that are read along rather than asked for apart
@@ -30,11 +30,12 @@ class Run(NamedTuple):
 class TarSource(Indexed):
     """Samples in one or more tars, in the order of all sources, however they are spread over shards.
 
+    :param shards: their bytes, where the caller has them open; default: what the location names
     :raises ShardMissing, ShardDamaged, DriveGone, DataFormat: as ``source.open``
     """
 
-    def __init__(self, location: Location, *, private: bool = False) -> None:
-        self._readers = readers(location, private=private)
+    def __init__(self, location: Location, *, private: bool = False, shards: Sequence[Reader] = ()) -> None:
+        self._readers = shards or readers(location, private=private)
         try:
             found = [
                 (number, member)
@@ -60,8 +61,7 @@ class TarSource(Indexed):
             folder = f" in {location.inside}/" if location.inside else ""
             raise DataFormat(f"{location.text}: no samples{folder}; members CLASS/name.jpg or .png are wanted")
         names = {member.cls for _, member in found}
-        root = f"{location.path}/{location.inside}".rstrip("/")
-        check_classes(location.text, names, f"{root}/{{}}" if root else "put the classes' folders at its top")
+        check_classes(location.text, names, "/".join(filter(None, (location.path or location.text, location.inside))))
         return ordered(names)
 
     @property
