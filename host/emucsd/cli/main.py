@@ -34,11 +34,12 @@ def commands() -> tuple[Command, ...]:
         ssh,
         status,
         table,
+        train,
         up,
     )
 
     lookups = (table, lookup, rm)
-    modules = (demo, up, down, status, ssh, machine, io, *lookups, isp, mount, reproduce, bench, profile, doctor)
+    modules = (demo, up, down, status, ssh, machine, io, *lookups, isp, train, mount, reproduce, bench, profile, doctor)
     return (*(module.COMMAND for module in modules), mount.UMOUNT)
 
 
