@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from emucsd.stannis.plan.measured import Measured
     from emucsd.stannis.plan.order import order, union
     from emucsd.stannis.plan.plan import Engine, Plan, Pool, Share
+    from emucsd.stannis.plan.retune import Retuner
+    from emucsd.stannis.plan.tuner import tune
     from emucsd.stannis.spec import Spec
 
 __all__ = [
@@ -30,11 +32,13 @@ __all__ = [
     "Measured",
     "Plan",
     "Pool",
+    "Retuner",
     "Share",
     "Spec",
     "StannisError",
     "balance",
     "order",
+    "tune",
     "union",
 ]
 
@@ -43,11 +47,13 @@ _HOMES = {
     "Measured": "plan.measured",
     "Plan": "plan.plan",
     "Pool": "plan.plan",
+    "Retuner": "plan.retune",
     "Share": "plan.plan",
     "Spec": "spec",
     "StannisError": "errors",
     "balance": "plan.balancer",
     "order": "plan.order",
+    "tune": "plan.tuner",
     "union": "plan.order",
 }
 

@@ -1,6 +1,6 @@
 """The balancer: from engines and pools to a plan in which every rank takes the same number of steps (Eq. 1).
 
-1. Batches: each engine's own best, or these in proportion for a given global batch; never above what a memory takes.
+1. Batches: each engine's own best, or for a given global batch those of the shortest step.
 2. Samples: private ones stay, public ones go to whom lacks (``spread``): the fewest steps that reach allows.
 3. Where ranks lack samples even so: duplicates or shorter batches (``strategy``), whichever gives the higher image
    rate, as the paper has it. Both rates are in the plan.
@@ -99,7 +99,7 @@ def _seat(
         if equal:
             batches = sizes.equal(ranks, global_batch)
         else:
-            batches = sizes.tuned(ranks) if global_batch is None else sizes.shared(ranks, global_batch)
+            batches = sizes.tuned(ranks) if global_batch is None else sizes.fastest(ranks, global_batch)
         places = {engine.node: rank for rank, engine in enumerate(ranks)}
         reach = [[places[node] for node in pool.at if node in places] for pool in pools]
         deal = spread([pool.count for pool in pools], reach, batches)

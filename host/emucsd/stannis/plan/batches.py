@@ -1,12 +1,14 @@
-"""Batches that make up a global batch: in proportion to those that were tuned, whole numbers, within each memory."""
+"""The ranks' batches: each engine's own, equal ones, or those that make a global batch with the shortest step."""
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
-from fractions import Fraction
 
 from emucsd.stannis.errors import PlanError
 from emucsd.stannis.plan.plan import Engine
+
+_HALVINGS = 60  # of an interval of seconds: to the last bit of a float
 
 
 def tuned(engines: Sequence[Engine]) -> list[int]:
@@ -24,10 +26,10 @@ def equal(engines: Sequence[Engine], global_batch: int | None) -> list[int]:
     return [min([max(wanted, 1), *(engine.cap for engine in engines if engine.cap)])] * len(engines)
 
 
-def shared(engines: Sequence[Engine], global_batch: int) -> list[int]:
-    """Batches whose sum is ``global_batch``, in proportion to the engines' own; none below 1, none above its cap.
+def fastest(engines: Sequence[Engine], global_batch: int) -> list[int]:
+    """Batches whose sum is ``global_batch`` and whose slowest step is as short as can be.
 
-    Rounded by largest remainders, the first engine first.
+    At least 1 each, none above its cap.
 
     :raises PlanError: more engines than samples, or more samples than all memories take
     """
@@ -35,23 +37,15 @@ def shared(engines: Sequence[Engine], global_batch: int) -> list[int]:
         raise PlanError(f"a global batch of {global_batch} for {len(engines)} ranks; at least 1 each: leave some out")
     room = most(engines)
     if room is not None and global_batch > room:
-        raise PlanError(
-            f"a global batch of {global_batch}; the engines' memories take {room} together: make it smaller"
-        )
-    fair = _filled(engines, global_batch)
-    batches = [max(int(share), 1) for share in fair]
-    by_remainder = sorted(range(len(engines)), key=lambda number: batches[number] - fair[number])
-    missing = global_batch - sum(batches)
-    while missing:  # one round, unless caps or those that got 1 for less leave more to do
-        for number in by_remainder if missing > 0 else reversed(by_remainder):
-            cap = engines[number].cap
-            if missing > 0 and (cap is None or batches[number] < cap):
-                batches[number] += 1
-                missing -= 1
-            elif missing < 0 and batches[number] > 1:
-                batches[number] -= 1
-                missing += 1
-    return batches
+        raise PlanError(f"a global batch of {global_batch}; the memories take {room} together: make it smaller")
+    low, high = 0.0, max(engine.seconds(global_batch) for engine in engines)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if sum(_within(engines, middle)) <= global_batch:
+            low = middle
+        else:
+            high = middle
+    return _filled(engines, _within(engines, low), global_batch)
 
 
 def most(engines: Sequence[Engine]) -> int | None:
@@ -60,18 +54,23 @@ def most(engines: Sequence[Engine]) -> int | None:
     return None if None in caps else sum(cap for cap in caps if cap)
 
 
-def _filled(engines: Sequence[Engine], global_batch: int) -> list[Fraction]:
-    """Proportional shares; what passes a cap goes to those below theirs, in proportion again."""
-    shares: dict[int, Fraction] = {}
-    while True:
-        free = [number for number in range(len(engines)) if number not in shares]
-        left, weight = global_batch - sum(shares.values()), sum(engines[number].batch for number in free)
-        over = {
-            number: Fraction(cap)
-            for number in free
-            if (cap := engines[number].cap) is not None and left * engines[number].batch > cap * weight
-        }
-        if not over:
-            shares |= {number: Fraction(left) * engines[number].batch / weight for number in free}
-            return [shares[number] for number in range(len(engines))]
-        shares |= over
+def _within(engines: Sequence[Engine], seconds: float) -> list[int]:
+    """What each engine manages in a time."""
+    found = (max(int(engine.within(seconds)), 1) for engine in engines)
+    return [min(batch, engine.cap or batch) for batch, engine in zip(found, engines, strict=True)]
+
+
+def _filled(engines: Sequence[Engine], batches: list[int], global_batch: int) -> list[int]:
+    """The samples that are left to whom they cost least."""
+    free = [
+        (engine.seconds(batch + 1), number)
+        for number, (engine, batch) in enumerate(zip(engines, batches, strict=True))
+        if batch != engine.cap
+    ]
+    heapq.heapify(free)
+    for _ in range(global_batch - sum(batches)):
+        _, number = heapq.heappop(free)
+        batches[number] += 1
+        if batches[number] != engines[number].cap:
+            heapq.heappush(free, (engines[number].seconds(batches[number] + 1), number))
+    return batches

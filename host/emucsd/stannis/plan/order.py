@@ -64,6 +64,13 @@ def samples(plan: Plan, epoch: int, rank: int) -> Samples:
     return _dealt(plan, epoch, rank, _places(plan, epoch))
 
 
+def sizes(plan: Plan, epoch: int, step: int) -> list[int]:
+    """By rank: samples of one step."""
+    rest, steps = plan.rest_of(epoch), max(plan.steps_in(epoch), 1)
+    totals = [sum(quota.values()) for quota in rest.quotas] if rest else [share.samples for share in plan.shares]
+    return [(step + 1) * total // steps - step * total // steps for total in totals]
+
+
 def spent(plan: Plan, epoch: int, step: int) -> dict[str, Ranges]:
     """Pool -> ranges of its order in an epoch that all ranks have trained before ``step``, earlier plans' included.
 

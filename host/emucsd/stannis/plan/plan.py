@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal, Self
 
@@ -89,14 +90,38 @@ class Engine:
         Below the first point the time falls in proportion down to a batch of 0, as a rate that stays would have it;
         above the last the last rate stays. With one point only, that is batch / rate everywhere.
         """
-        points = dict(self.curve) | {self.batch: self.step_seconds}
-        known = [(0, 0.0), *sorted(points.items())]
-        if batch >= known[-1][0]:
-            return batch * known[-1][1] / known[-1][0]
-        for (low, before), (high, after) in pairwise(known):
+        last, longest = self._points[-1]
+        if batch >= last:
+            return batch * longest / last
+        for (low, before), (high, after) in pairwise(self._points):
             if batch <= high:
                 return before + (after - before) * (batch - low) / (high - low)
         raise AssertionError("unreachable")
+
+    def within(self, seconds: float) -> float:
+        """The batch whose step takes so long: the inverse of ``seconds``, memory left aside."""
+        last, longest = self._points[-1]
+        if seconds >= longest:
+            return seconds * last / longest
+        for (low, before), (high, after) in pairwise(self._points):
+            if seconds < after:
+                return low + (high - low) * (seconds - before) / (after - before)
+        raise AssertionError("unreachable")
+
+    def at(self, batch: int, slowdown: float = 1.0) -> Engine:
+        """The same engine with another batch as its own, and all times multiplied."""
+        curve = tuple((size, seconds * slowdown) for size, seconds in self._points[1:])
+        seconds = self.seconds(batch) * slowdown
+        return Engine(self.node, batch, batch / seconds, seconds, self.memory_limit_batch, curve)
+
+    @cached_property
+    def _points(self) -> list[tuple[int, float]]:
+        """Measured points from (0, 0) on. A larger batch that was measured as faster counts as no slower."""
+        points, longest = [(0, 0.0)], 0.0
+        for batch, seconds in sorted((dict(self.curve) | {self.batch: self.step_seconds}).items()):
+            longest = max(longest, seconds)
+            points.append((batch, longest))
+        return points
 
 
 @dataclass(frozen=True)

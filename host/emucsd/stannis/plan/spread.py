@@ -7,8 +7,8 @@ drive, can make that impossible: then some ranks have more than their part and s
 The deal made here is the fairest there is: no rank's steps can be made fewer without making more those of another that
 has as many (lexicographically minimal). It is found by divide and conquer: try Eq. 1 as a maximum flow; where that does
 not fit, the minimum cut names the ranks that have too much and the pools that only they read: deal among these and
-among the others apart. Source: Fujishige, "Lexicographically optimal base of a polymatroid with respect to a weight vector",
-1980.
+among the others apart. Source: Fujishige, "Lexicographically optimal base of a polymatroid with respect to a weight
+vector", 1980.
 """
 
 from __future__ import annotations

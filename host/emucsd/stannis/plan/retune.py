@@ -1,0 +1,151 @@
+"""Batches that follow the engines' speeds while the run goes on.
+
+The idea is HyperTune's (arXiv 2007.08077): an engine that slows down, because its drive serves other readers or it is
+throttled, makes all ranks wait; a smaller batch on it and larger ones elsewhere, at the same global batch, do not
+change what is learnt, and all wait less. Here:
+
+- An engine's *slowdown* is the median, over a window of steps, of its computing time over the predicted one: single
+  slow steps do not count, bursts shorter than half of the window neither.
+- The *gain* is what the step would be shorter with the batches that are best for these slowdowns. Only a gain above
+  ``threshold`` for ``patience`` steps in a row leads to a change.
+- After a change nothing changes for ``cooldown`` steps; each further change doubles that, a calm of four times its
+  length halves it again. So a drive that is slow by turns is followed when the turns are long, and soon left alone when
+  they are short: no series of times makes it swing between two plans.
+
+All is a function of numbers that every rank has (the times ride along with the gradients), so every rank comes to the
+same plan at the same step, and nobody has to be told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from emucsd.stannis.errors import PlanError
+from emucsd.stannis.plan import batches as sizes
+from emucsd.stannis.plan.plan import Engine, Plan
+from emucsd.stannis.plan.replan import replan
+from emucsd.stannis.plan.strategy import few
+
+_CALM = 4  # cool-downs without a wish to change, until it is halved
+
+
+@dataclass(frozen=True)
+class Change:
+    """What the retuner proposes.
+
+    :ivar engines: by rank: with the new batches, and times as they are now
+    :ivar slowdowns: by rank: time over the predicted one
+    :ivar gain: by which the step becomes shorter: 0.5: the old one takes 1.5 times as long
+    """
+
+    engines: tuple[Engine, ...]
+    slowdowns: tuple[float, ...]
+    gain: float
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """By rank."""
+        return tuple(engine.batch for engine in self.engines)
+
+    def why(self) -> str:
+        """A sentence for people."""
+        slow = sorted(range(len(self.engines)), key=lambda rank: -self.slowdowns[rank])
+        told = [f"{self.engines[rank].node} takes {self.slowdowns[rank]:.2f} times as long as planned" for rank in slow]
+        return f"{few(told, 1)}; a step is {self.gain:.0%} longer than it need be"
+
+
+class Retuner:
+    """Watches a run's steps. Each rank has one and feeds it the same numbers."""
+
+    def __init__(
+        self, plan: Plan, *, window: int = 11, threshold: float = 0.10, patience: int = 5, cooldown: int = 30
+    ) -> None:
+        """
+        :param window: steps that a slowdown is the median of
+        :param threshold: gain that is worth a change
+        :param patience: steps in a row with that gain
+        :param cooldown: steps after the first change without another
+        :raises PlanError: a number out of range
+        """
+        if window < 1 or not 0 < threshold < math.inf or patience < 1 or cooldown < 1:
+            raise PlanError(
+                f"window {window}, threshold {threshold}, patience {patience}, cool-down {cooldown}; from 1, above 0"
+            )
+        self.window, self.threshold, self.patience, self.cooldown = window, threshold, patience, cooldown
+        self._pause = cooldown
+        self._left = 0  # steps of the pause
+        self._calm = 0  # steps without a wish to change
+        self.follow(plan)
+
+    def follow(self, plan: Plan) -> None:
+        """Watch another plan: the one that a change led to, or one without a rank that was lost."""
+        by_node = {engine.node: engine for engine in plan.engines}
+        self._engines = [by_node[share.node].at(share.batch) for share in plan.shares]
+        self._ratios: list[deque[float]] = [deque(maxlen=self.window) for _ in self._engines]
+        self._streak = 0
+
+    def observe(self, seconds: Sequence[float], images: Sequence[int]) -> Change | None:
+        """A step that all ranks have taken.
+
+        :param seconds: by rank: of computing, without waiting for others
+        :param images: by rank: samples of this step (``order.sizes``); ranks that had none tell nothing
+        :returns: a change that is due now; ``retuned`` makes the plan of it, then call ``follow``
+        """
+        for engine, ratios, took, count in zip(self._engines, self._ratios, seconds, images, strict=True):
+            if count > 0 and 0 < took < math.inf:
+                ratios.append(took / engine.seconds(count))
+        self._left = max(self._left - 1, 0)
+        wished = self._gain() > self.threshold
+        self._streak = self._streak + 1 if wished else 0
+        self._rest(wished)
+        if self._streak < self.patience or self._left:
+            return None
+        return self._change()
+
+    def _gain(self) -> float:
+        """What can be had at most: all ranks busy all the time, memories left aside."""
+        if any(2 * len(ratios) < self.window for ratios in self._ratios):
+            return 0.0
+        times = [one.step_seconds * slow for one, slow in zip(self._engines, self.slowdowns, strict=True)]
+        rate = sum(one.batch / time for one, time in zip(self._engines, times, strict=True))
+        return max(times) * rate / sum(one.batch for one in self._engines) - 1
+
+    @property
+    def slowdowns(self) -> tuple[float, ...]:
+        """By rank: time over the predicted one; 1 where nothing was observed yet."""
+        return tuple(median(ratios) if ratios else 1.0 for ratios in self._ratios)
+
+    def _rest(self, wished: bool) -> None:
+        """Shorten the pause after a calm."""
+        self._calm = 0 if wished else self._calm + 1
+        if self._calm >= _CALM * self._pause:
+            self._pause, self._calm = max(self._pause // 2, self.cooldown), 0
+
+    def _change(self) -> Change | None:
+        """The best batches for the slowdowns, if memories leave them worth it."""
+        slowdowns = self.slowdowns
+        slowed = [one.at(one.batch, slow) for one, slow in zip(self._engines, slowdowns, strict=True)]
+        batches = sizes.fastest(slowed, sum(one.batch for one in slowed))
+        engines = tuple(one.at(batch) for one, batch in zip(slowed, batches, strict=True))
+        gain = max(one.step_seconds for one in slowed) / max(one.step_seconds for one in engines) - 1
+        self._streak = 0
+        if gain <= self.threshold:
+            return None
+        self._left = self._pause
+        self._pause, self._calm = 2 * self._pause, 0
+        return Change(engines, slowdowns, gain)
+
+
+def retuned(plan: Plan, change: Change, *, epoch: int = 0, step: int = 0) -> Plan:
+    """The plan with a change's batches; quotas follow (Eq. 1), what is left of the epoch is dealt by them.
+
+    :param epoch: where the run stands
+    :param step: of that epoch under ``plan``: steps that were trained
+    """
+    new = {engine.node: engine for engine in change.engines}
+    engines = [new.get(engine.node, engine) for engine in plan.engines]
+    return replan(plan, engines, plan.pools, epoch=epoch, step=step)
