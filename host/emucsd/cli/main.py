@@ -20,6 +20,7 @@ def commands() -> tuple[Command, ...]:
     """Every command, in the order of the help."""
     from emucsd.cli import (
         bench,
+        data,
         demo,
         doctor,
         down,
@@ -39,7 +40,8 @@ def commands() -> tuple[Command, ...]:
     )
 
     lookups = (table, lookup, rm)
-    modules = (demo, up, down, status, ssh, machine, io, *lookups, isp, train, mount, reproduce, bench, profile, doctor)
+    nodes = (machine, io, *lookups, isp, data, train)
+    modules = (demo, up, down, status, ssh, *nodes, mount, reproduce, bench, profile, doctor)
     return (*(module.COMMAND for module in modules), mount.UMOUNT)
 
 

@@ -39,7 +39,7 @@ class Pack:
         self._digits = max(len(str(source.count - 1)), 4)
         if self.indices and not isinstance(source.sample(self.indices[0])[0], bytes):
             self._encoded = dict(self._pictures())
-        self.size = sum(map(self._member_bytes, self.indices)) + _padded(4 * self.count) + _BLOCK + END_BYTES
+        self.size = self._members() + _padded(4 * self.count) + _BLOCK + END_BYTES
 
     def _pictures(self) -> Iterator[tuple[int, bytes]]:
         for index in self.indices:
@@ -54,8 +54,14 @@ class Pack:
     def _bytes_of(self, index: int) -> int:
         return len(self._encoded[index]) if self._encoded else self.source.bytes_of(index)
 
-    def _member_bytes(self, index: int) -> int:
-        return len(self._header(index, b"")) + _padded(self._bytes_of(index))
+    def _members(self) -> int:
+        """Bytes of all samples with their headers; within a class headers are of one length."""
+        labels, firsts = np.unique(self.source.labels[self.indices], return_index=True)
+        lengths = np.zeros(len(self.source.classes), np.int64)
+        lengths[labels] = [len(self._header(self.indices[first], b"")) for first in firsts]
+        sizes = np.array([self._bytes_of(index) for index in self.indices], np.int64)
+        bodies = -(-sizes // _BLOCK) * _BLOCK
+        return int(bodies.sum() + lengths[self.source.labels[self.indices]].sum())
 
     def _header(self, index: int, data: bytes) -> bytes:
         cls = self.source.classes[self.source.labels[index]]

@@ -22,6 +22,7 @@ from emucsd.stannis.data.pack import Pack
 from emucsd.stannis.data.room import ENGINE, HOST, make_room
 from emucsd.stannis.data.samples import Source
 from emucsd.stannis.data.source import open
+from emucsd.stannis.data.split import Part
 
 if TYPE_CHECKING:
     from emucsd.drive import Drive
@@ -66,7 +67,7 @@ def put(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Put:
-    """Write samples to a namespace, as a tar from its block 0.
+    """Write samples to a namespace of one drive, as a tar from its block 0.
 
     :param drive: on port 0; on port 1, so from within the drive, private samples never cross port 0 at all
     :param source: an open one, or a location
@@ -75,38 +76,60 @@ def put(
     :param namespace: an existing one, attached to this port, instead of a new one
     :param force: overwrite what that namespace holds
     :raises NoRoom: the drive's capacity, or that namespace, is too small; the text says how to make room
-    :raises PutFailed: it did not read back equal, or the namespace holds other data; nothing is left behind
+    :raises PutFailed: it did not read back equal, or the namespace holds other data; nothing new is left behind
     :raises DataError: the source can't be read
     """
     if isinstance(source, str):
         with open(source) as opened:
             return put(drive, opened, private=private, indices=indices, namespace=namespace, force=force,
                        progress=progress)  # fmt: skip
-    pack = Pack(source, range(source.count) if indices is None else [int(index) for index in indices])
-    if not pack.count:
-        raise DataFormat(f"{source.location}: no sample is to be put; leave the part out")
-    with _place(drive, pack.size, namespace, force=force) as (space, room):
-        _write(space, pack, progress or _unheard)
-        _share(drive, space.nsid, private=private)
+    part = Part(0, private, np.arange(source.count) if indices is None else np.asarray(indices, np.int64))
+    return put_all([drive], source, [part], namespace=namespace, force=force, progress=progress)[0]
+
+
+def put_all(
+    drives: Sequence[Drive],
+    source: Source,
+    parts: Sequence[Part],
+    *,
+    namespace: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> list[Put]:
+    """Write parts of a source to several drives: all, or none. Private ones are detached when every part is written.
+
+    :param parts: of ``split.split``; with ``namespace`` there is one part at most for a drive
+    :raises NoRoom, PutFailed, DataError: as ``put``; namespaces that were made are deleted again
+    """
+    written = []
+    with contextlib.ExitStack() as undo:
+        for part in parts:
+            drive, pack = drives[part.drive], Pack(source, part.indices.tolist())
+            if not pack.count:
+                raise DataFormat(f"{source.location}: no sample is to be put; leave the part out")
+            if namespace is None:
+                space, room = _new(drive, pack.size)
+                undo.callback(_delete, drive, space.nsid)
+            else:
+                space, room = _existing(drive, namespace, pack.size, force=force), ""
+            _write(space, pack, progress or _unheard)
+            written.append(_described(source, part, pack, space, room))
+        for part, done in zip(parts, written, strict=True):
+            _share(drives[part.drive], done.nsid, private=part.private)
+        undo.pop_all()
+    return written
+
+
+def _described(source: Source, part: Part, pack: Pack, space: Namespace, room: str) -> Put:
     labels, sizes = source.labels[pack.indices], source.sizes[pack.indices]
     classes = tuple(source.classes[label] for label in np.unique(labels))
     mean = round(float(sizes.mean()))
-    return Put(space.nsid, f"ns:{space.nsid}", private, pack.count, classes, mean, pack.size, space.size, room)
+    return Put(space.nsid, f"ns:{space.nsid}", part.private, pack.count, classes, mean, pack.size, space.size, room)
 
 
-@contextlib.contextmanager
-def _place(drive: Drive, size: int, namespace: int | None, *, force: bool) -> Iterator[tuple[Namespace, str]]:
-    """A namespace to write to; a new one is deleted again when that fails."""
-    if namespace is not None:
-        yield _existing(drive, namespace, size, force=force), ""
-        return
-    space, room = _new(drive, size)
-    try:
-        yield space, room
-    except BaseException:
-        with contextlib.suppress(EmucsdError):
-            drive.admin.delete_namespace(space.nsid)
-        raise
+def _delete(drive: Drive, nsid: int) -> None:
+    with contextlib.suppress(EmucsdError):
+        drive.admin.delete_namespace(nsid)
 
 
 def _new(drive: Drive, size: int) -> tuple[Namespace, str]:
