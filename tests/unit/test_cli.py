@@ -99,7 +99,7 @@ def test_every_command_has_help_with_examples(name: str, capsys: pytest.CaptureF
 def test_commands_that_act_have_a_dry_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What starts, stops, writes tables or drops them can be asked what it would do."""
     acts = name in ("demo", "up", "down", "table create", "table drop", "mount", "umount", "isp run", "isp cancel")
-    acts = acts or name.startswith(("machine ", "reproduce "))
+    acts = acts or name.startswith(("machine ", "reproduce ")) or name in ("data put", "data take")
     assert bool(LEAVES[name].plan) is acts
 
 

@@ -178,8 +178,21 @@ def show(result: Result, console: Console) -> None:
         console.print(escape(line), soft_wrap=True)
     if "out" in result:
         console.print(f"pools are in {escape(result['out'])}", soft_wrap=True)
-    drives = list(dict.fromkeys(part["drive"] for part in result["parts"]))
-    console.print(f"next: emucsd data list {shlex.quote(drives[0])}")
+    drives = ",".join(dict.fromkeys(shlex.quote(part["drive"]) for part in result["parts"]))
+    console.print(
+        f"next: emucsd train FACTORY --drives {escape(drives)} {escape(shlex.join(_words(result)))}", soft_wrap=True
+    )
+
+
+def _words(result: Result) -> list[str]:
+    """Of `emucsd train`, for these samples: ns:N is each drive's own where N is the same for all."""
+    words = []
+    for option, private in (("--data", False), ("--private", True)):
+        parts = [part for part in result["parts"] if part["private"] is private]
+        same = len({part["nsid"] for part in parts}) == 1
+        shown = [part["location"] if same else f"{part['drive']}={part['location']}" for part in parts]
+        words += [word for location in dict.fromkeys(shown) for word in (option, location)]
+    return words
 
 
 COMMAND = Command(
@@ -199,7 +212,7 @@ COMMAND = Command(
                drives_of),
         Option("source", "a folder of class folders, a .tar, '*.tar', x.tar/train, a .npz or .pt of uint8 images"),
         Option("--private", "all of it is private", False),
-        Option("--private-share", "this share of the samples is private, each on one drive: 0.2 or 20%", None, share,
+        Option("--private-share", "this share of the samples is private, each on one drive, like 0.2", None, share,
                metavar="SHARE"),
         Option("--shares", "what each drive gets, in proportion (default: equal parts)", None, ratio, metavar="2:1:1"),
         Option("--copies", "every drive gets all public samples, not a part of them", False),
