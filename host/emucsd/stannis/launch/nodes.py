@@ -105,15 +105,17 @@ class Child:
         self.process = process
 
     def lines(self) -> Iterator[str]:
-        """Its standard output and error, line by line."""
+        """Its standard output and error, line by line; leaving the iterator closes both."""
         assert self.process.stdout is not None
-        with contextlib.suppress(ValueError, OSError):  # closed under us: it was killed
-            for line in self.process.stdout:
+        with contextlib.suppress(ValueError, OSError), self.process.stdout as output:
+            for line in output:
                 yield line.rstrip("\n")
 
     def wait(self) -> Ended:
         """Its exit status."""
         status = self.process.wait()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         return Ended(status, _told(status))
 
     def stop(self) -> None:

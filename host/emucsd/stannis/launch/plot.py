@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from emucsd.stannis.launch.standing import TIMES
+
 _SMOOTH = 10  # steps that a rate is averaged over
 
 
@@ -44,8 +46,8 @@ def _steps(folder: Path) -> dict[str, list[tuple[int, float]]]:
         return {}
     for line in lines:
         event = json.loads(line)
-        if event["event"] == "step" and (seconds := sum(event["seconds"].values())) > 0:
-            found.setdefault(event["node"], []).append((event["updates"], event["images"] / seconds))
+        if event["event"] == "step" and (seconds := sum(event[name] for name in TIMES)) > 0:
+            found.setdefault(event["node"], []).append((event["step"], event["samples"] / seconds))
     return found
 
 

@@ -89,7 +89,7 @@ class LiveTable:
         self._live.stop()
 
     def _draw(self) -> Group:
-        if self._standing is None or not self._standing.updates:
+        if self._standing is None or not self._standing.steps:
             return Group(Text(self._note, style="dim"))
         return Group(sheet(self._standing), Text(summary(self._standing, self._spec)))
 
@@ -121,12 +121,13 @@ def sheet(standing: Standing) -> Table:
 
 def summary(standing: Standing, spec: Spec) -> str:
     """The whole run in one line."""
-    steps = int(standing.plans[-1]["steps"]) if standing.plans else 0
+    steps = int(standing.plans[-1]["steps"]) * spec.epochs if standing.plans else 0
+    steps = min(steps, spec.steps or steps)
     loss = "" if standing.loss is None else f", loss {standing.loss:.4f}"
     left = standing.seconds_left(spec.epochs, spec.steps)
     rest = "" if left is None else f", {show_time(left * 1e9)} left"
     return (
-        f"epoch {standing.epoch + 1}/{spec.epochs}, step {standing.step + 1}/{steps}{loss}, lr {standing.lr:.3g}, "
+        f"epoch {standing.epoch + 1}/{spec.epochs}, step {standing.steps}/{steps}{loss}, lr {standing.lr:.3g}, "
         f"{standing.rate:.1f} images/s, {standing.meter.joules:,.0f} J (modelled){rest}"
     )
 

@@ -1,6 +1,6 @@
 """A run that goes on: its coordinator and workers, started on their nodes, watched, started again where they were lost.
 
-The coordinator runs on the first node, which is this machine or the testbed's host machine; a worker runs on each. What
+The coordinator runs on the first node, this machine or the testbed's host machine; a worker runs on each. What
 the coordinator prints are events; they go into the run folder and to whoever displays them. Nothing is ended here that
 was not started here.
 """
@@ -58,6 +58,8 @@ class Worker:
 class Run:
     """Coordinator and workers.
 
+    :param nodes: a worker runs on each
+    :param leader: the coordinator runs on it; None: on the first of the nodes
     :param options: more words for the coordinator
     :param files: that every node gets into its working folder: the user's own code
     :param tell: is given each event, after ``standing`` was
@@ -71,11 +73,13 @@ class Run:
         folder: Path,
         standing: Standing,
         *,
+        leader: Node | None = None,
         options: Sequence[str] = (),
         files: Files | None = None,
         tell: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self.nodes, self.spec, self.cluster, self.folder, self.standing = nodes, spec, cluster, folder, standing
+        self._leader = leader or nodes[0]
         self._options, self._tell = list(options), tell
         self._files: dict[str, bytes | Path] = {**(files or {}), _TOKEN: secrets.token_hex(16).encode()}
         self._news: queue.Queue[tuple[str, Any]] = queue.Queue()
@@ -183,7 +187,7 @@ class Run:
     # -- starting and ending -------------------------------------------------------------------------------------------
 
     def _start_coordinator(self) -> None:
-        node = self.nodes[0]
+        node = self._leader
         words = [node.python, "-m", COORDINATOR, "--listen", f"{node.address}:0", "--token-file", _TOKEN]
         words += ["--spec", "spec.json", "--cluster", "cluster.json", *self._options]
         inputs = {"spec.json": self.spec.to_json().encode(), "cluster.json": self.cluster.to_json().encode()}

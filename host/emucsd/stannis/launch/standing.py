@@ -88,7 +88,8 @@ class Standing:
         self.checkpoints: list[dict[str, Any]] = []
         self.changes: list[dict[str, Any]] = []  # who was lost, who came back
         self.pools: Any = None
-        self.updates, self.lr, self.epoch, self.step = 0, 0.0, 0, 0
+        self.steps = self.first = self.epoch = 0
+        self.lr = 0.0
         self.images = 0
         self.begun = self.last = 0.0
         self.phase = "starting"
@@ -136,9 +137,9 @@ class Standing:
 
     def _step(self, event: Event) -> None:
         node = self._node(event)
-        seconds = {name: float(event["seconds"].get(name, 0.0)) for name in TIMES}
+        seconds = {name: float(event[name]) for name in TIMES}
         taken = sum(seconds.values())
-        images, now = int(event["images"]), float(event["time"])
+        images, now = int(event["samples"]), float(event["time"])
         for name, value in seconds.items():
             node.seconds[name] += value
         node.images += images
@@ -150,10 +151,10 @@ class Standing:
         self.begun = self.begun or now - taken
         self.last = now
         self._stamps.append((now, images))
-        if not self.losses or event["updates"] > self.losses[-1][0]:
-            self.losses.append((int(event["updates"]), float(event["loss"])))
-        self.updates, self.lr = int(event["updates"]), float(event["lr"])
-        self.epoch, self.step = int(event["epoch"]), int(event["step"])
+        self.steps, self.lr, self.epoch = int(event["step"]), float(event["lr"]), int(event["epoch"])
+        self.first = min(self.first or self.steps, self.steps)
+        if event["loss"] is not None and (not self.losses or self.steps > self.losses[-1][0]):
+            self.losses.append((self.steps, float(event["loss"])))
 
     def _lost(self, event: Event) -> None:
         node = self._node(event)
@@ -207,12 +208,12 @@ class Standing:
 
     def seconds_left(self, epochs: int, steps: int | None) -> float | None:
         """Until the run's end, as the last steps went; None where nothing is known yet."""
-        if not self.plans or not self.updates or len(self._stamps) < 2:
+        if not self.plans or not self.steps or len(self._stamps) < 2:
             return None
         an_epoch = int(self.plans[-1]["steps"])
         wanted = min(epochs * an_epoch, steps or epochs * an_epoch)
-        done = self.updates + 1
-        return max(wanted - done, 0) * (self.last - self.begun) / max(done, 1)
+        done = self.steps - self.first + 1
+        return max(wanted - self.steps, 0) * (self.last - self.begun) / done
 
     def record(self) -> dict[str, Any]:
         """What the run's record says of training."""
@@ -221,7 +222,7 @@ class Standing:
             "images": self.images,
             "seconds": round(seconds, 6),
             "images_per_second": self.images / seconds if seconds > 0 else 0.0,
-            "steps": self.updates + 1 if self.losses else 0,
+            "steps": self.steps,
             "nodes": {name: node.record() for name, node in self.nodes.items()},
             "pools": self.pools,
             "tuning": self.tuning,
