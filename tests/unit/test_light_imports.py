@@ -44,6 +44,10 @@ NUMPY = (
     "rm.calls",
     "stannis.spec",
     "stannis.plan.plan",
+    "stannis.data.loader",
+    "stannis.data.inspect",
+    "stannis.data.put",
+    "stannis.data.take",
 )
 
 

@@ -179,9 +179,8 @@ def show(result: Result, console: Console) -> None:
     if "out" in result:
         console.print(f"pools are in {escape(result['out'])}", soft_wrap=True)
     drives = ",".join(dict.fromkeys(shlex.quote(part["drive"]) for part in result["parts"]))
-    console.print(
-        f"next: emucsd train FACTORY --drives {escape(drives)} {escape(shlex.join(_words(result)))}", soft_wrap=True
-    )
+    words = f"--drives {drives} {shlex.join(_words(result))}"
+    console.print(f"next: emucsd train FACTORY {escape(words)}", soft_wrap=True)
 
 
 def _words(result: Result) -> list[str]:
