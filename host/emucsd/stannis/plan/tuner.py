@@ -34,6 +34,7 @@ BATCHES = (1, 2, 4, 8, 12, 16, 20, 25, 32, 40, 50, 64)
 MARGIN = 4.0  # E
 CLOSER = 10.0  # E where benchmarks are cheap against the run: at most 1/11 of a step is waited
 GRAIN = 40.0
+FLAT = 2  # sizes without a better rate after which a curve counts as flat
 TOLERANCE = 0.05  # of the best rate, that a smaller batch may lack
 BATCH_MOST = 1 << 16
 _CAP_GRAIN = 16  # the memory's limit is found to 1/16
@@ -74,12 +75,14 @@ def tune_all(
     margin: float = CLOSER,
     c: float | None = None,
     tolerance: float = TOLERANCE,
+    flat: int | None = FLAT,
     allow_missing: bool = False,
 ) -> Tuning:
     """Algorithm 1 for any number of kinds of engines: the slowest is Newport, each other one is a host to it.
 
     :param benches: kind -> benchmark; engines that are alike are one kind, measured once
     :param batches: of the slowest; the first of them is measured on all, to find out which that is
+    :param flat: stop with the list after so many sizes whose rate is that of a smaller one (``tolerance``); None: never
     :param allow_missing: go on without kinds that not even one sample fits
     :raises DoesNotFit: ... or that is an error
     :raises PlanError: as ``tune``; no kind at all
@@ -98,7 +101,7 @@ def tune_all(
     if not rates:
         raise DoesNotFit("the model fits none of the engines: " + "; ".join(run.missing.values()))
     slowest = min(rates, key=lambda kind: rates[kind])
-    slow = run.best(slowest, benches[slowest], batches, tolerance)
+    slow = run.best(slowest, benches[slowest], batches, tolerance, flat)
     others = {kind: run.matched(kind, benches[kind], slow) for kind in rates if kind != slowest}
     return run.tuning(slowest, {slowest: slow, **others})
 
@@ -132,19 +135,23 @@ class _Run:
     # -- measuring
 
     def measure(self, kind: str, bench: Bench, batch: int, why: str) -> Measured | None:
-        """One benchmark, unless it was made before. :returns: None: the memory is too small"""
+        """One benchmark, unless its result is known. :returns: None: the memory is too small"""
         points = self.points.setdefault(kind, {})
-        if batch in points:
-            return points[batch]
+        if batch in points or batch >= self.ceiling(kind):
+            return points.get(batch)
         try:
             found = bench(batch)
         except MemoryExceeded as problem:
-            self.passed[kind] = problem
+            self.passed[kind] = MemoryExceeded(str(problem), batch, problem.needed, problem.limit, problem.node)
             self.trials.append(Trial(kind, batch, None, problem.needed, why))
             return None
         points[batch] = found
         self.trials.append(Trial(kind, batch, found.seconds, found.memory_bytes, why))
         return found
+
+    def ceiling(self, kind: str) -> int:
+        """The smallest batch that is known to be too large."""
+        return self.passed[kind].batch if kind in self.passed else BATCH_MOST + 1
 
     def first(self, kind: str, bench: Bench, batch: int) -> Measured:
         """A batch, or the largest half, quarter … of it that fits. :raises DoesNotFit: not even 1"""
@@ -171,26 +178,31 @@ class _Run:
 
     # -- searching
 
-    def best(self, kind: str, bench: Bench, batches: Sequence[int], tolerance: float) -> Tuned:
+    def best(self, kind: str, bench: Bench, batches: Sequence[int], tolerance: float, flat: int | None = None) -> Tuned:
         """The smallest batch of a list whose rate is within ``tolerance`` of the best."""
         if not batches or min(batches) < 1:
             raise PlanError(f"batches {tuple(batches)}; at least one, each from 1")
+        known = 0.0  # the best rate that was worth a larger batch
+        worse = 0
         for batch in sorted(set(batches)):
-            if self.measure(kind, bench, batch, "list") is None:
+            found = self.measure(kind, bench, batch, "list")
+            if found is None:
                 break  # larger ones won't fit either
+            worse = 0 if found.rate * (1 - tolerance) > known else worse + 1
+            known = known if worse else found.rate
+            if worse == flat:
+                break
         if not self.points[kind]:
             self.first(kind, bench, max(min(batches) // 2, 1))
         points = self.points[kind]
-        fastest = max(found.rate for found in points.values())
-        return self.tuned(
-            kind, min(batch for batch, found in points.items() if found.rate >= fastest * (1 - tolerance))
-        )
+        enough = max(found.rate for found in points.values()) * (1 - tolerance)
+        return self.tuned(kind, min(batch for batch, found in points.items() if found.rate >= enough))
 
     def matched(self, kind: str, bench: Bench, slow: Tuned, start: int | None = None) -> Tuned:
         """The batch whose step takes as long as ``slow``'s, within the margin."""
         target, c = slow.seconds, self._c(slow.seconds)
-        low, high = 0, BATCH_MOST + 1  # a further batch lies strictly between
         batch, why = (start, "start") if start else self._above(kind, bench, slow)
+        low, high = 0, self.ceiling(kind)  # a further batch lies strictly between
         while True:
             found = self.measure(kind, bench, batch, why)
             if found is None:
@@ -210,9 +222,10 @@ class _Run:
     def _above(self, kind: str, bench: Bench, slow: Tuned) -> tuple[int, str]:
         """Where to start: at twice the batch that the rate at ``slow``'s own suggests."""
         found = self.first(kind, bench, slow.batch)
-        if kind in self.passed or found.seconds >= slow.seconds * (1 - 1 / self.margin):
+        if found.seconds >= slow.seconds * (1 - 1 / self.margin):
             return found.batch, "start"
-        return min(max(round(2 * slow.seconds * found.rate), 1), BATCH_MOST), "start, from above"
+        above = max(round(2 * slow.seconds * found.rate), 1)
+        return min(above, self.ceiling(kind) - 1), "start, from above"
 
     def _c(self, target: float) -> float:
         return self.c if self.c is not None else GRAIN / self.margin * target
