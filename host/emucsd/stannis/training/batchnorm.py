@@ -80,15 +80,16 @@ class _Normalise(torch.autograd.Function):  # type: ignore[misc]  # torch is Any
         if not ctx.ghost:
             sums[:channels] = dy.sum(dims)
             sums[channels:] = (dy * centred).sum(dims)
-        d_bias, d_weight = sums[:channels].to(x.dtype), sums[channels:].to(x.dtype)
+        needs_weight, needs_bias = ctx.needs_input_grad[1:3]
+        d_weight = sums[channels:].to(x.dtype) if needs_weight else None
+        d_bias = sums[:channels].to(x.dtype) if needs_bias else None
         ctx.bond.group.all_reduce(sums)
         if ctx.ghost:
-            return torch.zeros_like(x), d_weight if weight is not None else None, d_bias, None, None
+            return torch.zeros_like(x), d_weight, d_bias, None, None
         both = (sums / ctx.total).to(x.dtype)
         dx = dy - both[:channels].view(shape) - centred * both[channels:].view(shape)
         dx *= (scale if weight is None else scale * weight).view(shape)
-        needs_weight, needs_bias = ctx.needs_input_grad[1:3]
-        return dx, d_weight if needs_weight else None, d_bias if needs_bias else None, None, None
+        return dx, d_weight, d_bias, None, None
 
 
 class SyncBatchNorm(_BatchNorm):  # type: ignore[misc]

@@ -229,8 +229,9 @@ class Gradients:
             if self._group is None:
                 return  # a backward of somebody else's: an evaluation, a probe
             view = self._views[index]
-            if parameter.grad is not None and parameter.grad.data_ptr() != view.data_ptr():
-                view.copy_(parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad)
+            found = parameter.grad
+            if found is not None and (found.is_sparse or found.data_ptr() != view.data_ptr()):
+                view.copy_(found.to_dense() if found.is_sparse else found)
                 if parameter.dtype == torch.float32:
                     parameter.grad = view
             self.flat[self._used_at + index] = 1
