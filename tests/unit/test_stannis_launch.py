@@ -134,12 +134,14 @@ def test_a_process_node_runs_commands_with_files(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def step(node: str, number: int, *, at: float, images: int, wait: float = 0.0, compute: float = 1.0) -> dict[str, Any]:
-    """A step event as the coordinator prints it."""
+def step(number: int, *, at: float, **parts: tuple[int, float, float]) -> dict[str, Any]:
+    """A step event as the coordinator prints it. :param parts: node -> images, seconds computing, seconds waiting"""
+    images, compute, wait = (list(column) for column in zip(*parts.values(), strict=True))
     return {
-        "event": "step", "time": at, "node": node, "generation": 0, "step": number, "epoch": 0, "samples": images,
-        "total": 12, "loss": 2.0 - number / 10, "accuracy": 0.25, "lr": 0.1, "load": 0.0, "compute": compute,
-        "wait": wait, "transfer": 0.0, "skipped": False,
+        "event": "step", "time": at, "steps": 1, "generation": 0, "step": number, "epoch": 0,
+        "loss": 2.0 - number / 10, "accuracy": 0.25, "lr": 0.1, "skipped": False, "total": sum(images),
+        "nodes": list(parts), "images": images, "compute": compute, "wait": wait,
+        "load": [0.0] * len(images), "transfer": [0.0] * len(images), "left_out": [0] * len(images),
     }  # fmt: skip
 
 
@@ -147,12 +149,12 @@ def test_what_events_add_up_to() -> None:
     """Rates, waiting shares, losses and energy are what the steps say; a lost node stops counting."""
     standing = Standing({"host": "host-local", "isp0": "local"}, {"host": "host", "isp0": "csd"})
     for number in range(1, 5):
-        standing.take(step("host", number, at=10.0 + number, images=10))
-        standing.take(step("isp0", number, at=10.0 + number, images=2, wait=0.25, compute=0.75))
+        standing.take(step(number, at=10.0 + number, host=(10, 1.0, 0.0), isp0=(2, 0.75, 0.25)))
     standing.take({"event": "lost", "time": 14.0, "node": "isp0", "text": "gone"})
     record = standing.record()
     assert record["images"] == 48
     assert record["losses"] == [(1, 1.9), (2, 1.8), (3, 1.7), (4, 1.6)]
+    assert record["seconds"] == pytest.approx(4.0)
     assert record["nodes"]["host"]["images_per_second"] == pytest.approx(10.0)
     assert record["nodes"]["isp0"]["waiting_share"] == pytest.approx(0.25)
     assert record["nodes"]["isp0"]["times_lost"] == 1
@@ -166,7 +168,7 @@ def test_plain_lines_tell_what_changes(capsys: pytest.CaptureFixture[str]) -> No
     """Where nobody looks at a terminal, losses and steps are lines."""
     standing = Standing({"host": "process"}, {"host": "host"})
     lines = Lines(Console(width=200), SPEC)
-    for event in (step("host", 1, at=1.0, images=4), {"event": "lost", "time": 2.0, "node": "host", "text": "gone"}):
+    for event in (step(1, at=1.0, host=(4, 1.0, 0.0)), {"event": "lost", "time": 2.0, "node": "host", "text": "gone"}):
         standing.take(event)
         lines.event(event, standing)
     said = capsys.readouterr().out

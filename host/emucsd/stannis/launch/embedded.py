@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from emucsd.drive import Drive
 from emucsd.errors import DriveTimeout
@@ -56,12 +56,12 @@ class EmbeddedDrives:
         with contextlib.ExitStack() as stack:
             for drive in drives:
                 stack.callback(drive.close)
-            self.tunnel = self._open_tunnel(stack)
             with on_cores(options.cores):
+                self.tunnel = self._open_tunnel(stack)
                 for number, drive in enumerate(drives):
                     tell(f"starting the engine of drive {number}")
                     self.engines.append(stack.enter_context(self._engine(drive, options)))
-            self._disks = [self._serve(stack, number) for number in range(len(drives))]
+                self._disks = [self._serve(stack, number) for number in range(len(drives))]
             self._await(tell)
             self._closing = stack.pop_all()
 
@@ -146,6 +146,12 @@ class EmbeddedDrives:
         if engine.exit_status() is not None:
             engine.restart()
             self._clients[number].wait_ready(READY_SECONDS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Stop the engines with their jobs, then the tunnel, then the drives. Harmless when repeated."""

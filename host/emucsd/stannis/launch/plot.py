@@ -46,8 +46,11 @@ def _steps(folder: Path) -> dict[str, list[tuple[int, float]]]:
         return {}
     for line in lines:
         event = json.loads(line)
-        if event["event"] == "step" and (seconds := sum(event[name] for name in TIMES)) > 0:
-            found.setdefault(event["node"], []).append((event["step"], event["samples"] / seconds))
+        if event["event"] != "step":
+            continue
+        for place, node in enumerate(event["nodes"]):
+            if (seconds := sum(event[name][place] for name in TIMES)) > 0:
+                found.setdefault(node, []).append((event["step"], event["images"][place] / seconds))
     return found
 
 

@@ -88,7 +88,7 @@ class Standing:
         self.checkpoints: list[dict[str, Any]] = []
         self.changes: list[dict[str, Any]] = []  # who was lost, who came back
         self.pools: Any = None
-        self.steps = self.first = self.epoch = 0
+        self.steps = self.done = self.epoch = 0
         self.lr = 0.0
         self.images = 0
         self.begun = self.last = 0.0
@@ -136,25 +136,31 @@ class Standing:
             self.nodes[share["node"]].batch = batch
 
     def _step(self, event: Event) -> None:
-        node = self._node(event)
-        seconds = {name: float(event[name]) for name in TIMES}
-        taken = sum(seconds.values())
-        images, now = int(event["samples"]), float(event["time"])
+        now, steps = float(event["time"]), int(event.get("steps", 1))
+        longest = 0.0
+        for place, name in enumerate(event["nodes"]):
+            longest = max(longest, self._part(self.nodes[name], event, place, steps))
+        self.images += int(event["total"])
+        self.begun = self.begun or now - longest
+        self.last = now
+        self._stamps.append((now, int(event["total"])))
+        self.steps, self.lr, self.epoch = int(event["step"]), float(event["lr"]), int(event["epoch"])
+        self.done += steps
+        if event["loss"] is not None:
+            self.losses.append((self.steps, float(event["loss"])))
+
+    def _part(self, node: NodeStanding, event: Event, place: int, steps: int) -> float:
+        """One node's part of a step, or of several in one event. :returns: its seconds"""
+        seconds = {name: float(event[name][place]) for name in TIMES}
+        taken, images = sum(seconds.values()), int(event["images"][place])
         for name, value in seconds.items():
             node.seconds[name] += value
         node.images += images
-        node.steps += 1
+        node.steps += steps
         node.state = "training"
         node.recent.append((images, taken, seconds["wait"]))
         self.meter.add(node.name, taken, seconds["compute"] + seconds["load"], seconds["transfer"])
-        self.images += images
-        self.begun = self.begun or now - taken
-        self.last = now
-        self._stamps.append((now, images))
-        self.steps, self.lr, self.epoch = int(event["step"]), float(event["lr"]), int(event["epoch"])
-        self.first = min(self.first or self.steps, self.steps)
-        if event["loss"] is not None and (not self.losses or self.steps > self.losses[-1][0]):
-            self.losses.append((self.steps, float(event["loss"])))
+        return taken
 
     def _lost(self, event: Event) -> None:
         node = self._node(event)
@@ -212,8 +218,7 @@ class Standing:
             return None
         an_epoch = int(self.plans[-1]["steps"])
         wanted = min(epochs * an_epoch, steps or epochs * an_epoch)
-        done = self.steps - self.first + 1
-        return max(wanted - self.steps, 0) * (self.last - self.begun) / done
+        return max(wanted - self.steps, 0) * (self.last - self.begun) / max(self.done, 1)
 
     def record(self) -> dict[str, Any]:
         """What the run's record says of training."""
