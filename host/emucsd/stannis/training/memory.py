@@ -47,9 +47,13 @@ def available() -> int:
     return most if soft == resource.RLIM_INFINITY else min(most, soft)
 
 
-def release() -> None:
-    """Give back to the system what was freed, so that the next peak starts from what is really in use."""
-    gc.collect()
+def release(*, cycles: bool = False) -> None:
+    """Give back to the system what was freed, so that the next peak starts from what is really in use.
+
+    :param cycles: look for cycles first, which takes a while; after an exception, whose traceback holds tensors
+    """
+    if cycles:
+        gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)

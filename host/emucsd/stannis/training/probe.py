@@ -100,7 +100,7 @@ class Probe:
         """Give the model's memory back."""
         self._stepper.gradients.close()
         del self._stepper
-        memory.release()
+        memory.release(cycles=True)
 
     def __enter__(self) -> Self:
         return self
@@ -172,7 +172,7 @@ class Probe:
 
     def _refused(self, batch: int) -> MemoryExceeded:
         """The kernel said no: nothing is known but that the limit is too low."""
-        memory.release()
+        memory.release(cycles=True)
         needed = max(self._predict(batch), self.limit + 1) if self._points else 0
         kind = DoesNotFit if batch <= 2 else MemoryExceeded
         return kind(self._text("", batch, needed), batch, needed, self.limit)
