@@ -117,37 +117,62 @@ class Failure:
 
 @dataclass(frozen=True)
 class Step:
-    """A rank has done a step.
+    """A rank has done a step; ``training.report.StepReport``, as far as others want to know.
 
-    :ivar updates: steps of the run before this one
-    :ivar epoch: whole passes before it
-    :ivar step: of the plan's epoch, from 0
-    :ivar images: of this rank
-    :ivar total: of all ranks
-    :ivar loss: mean over all ranks
-    :ivar correct: of all ranks
-    :ivar seconds: of this step of this rank: compute, wait, load
+    :ivar generation: the group's
+    :ivar step: of the run, from 1
+    :ivar epoch: from 0
+    :ivar samples: of this rank; ``total`` of all
+    :ivar loss: mean over all ranks; None: not finite
+    :ivar accuracy: over all ranks, 0 .. 1
+    :ivar load: seconds of this rank; so are compute, wait and transfer
+    :ivar left_out: samples of this rank that could not be read
     """
 
     generation: int
-    updates: int
-    epoch: int
     step: int
-    images: int
+    epoch: int
+    samples: int
     total: int
-    loss: float
-    correct: int
+    loss: float | None
+    accuracy: float
     lr: float
-    seconds: dict[str, float]
-    skipped: int = 0
+    load: float
+    compute: float
+    wait: float
+    transfer: float
+    skipped: bool = False
+    left_out: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("generation", "updates", "epoch", "step", "images", "total", "correct", "skipped"):
+        for name in ("generation", "step", "epoch", "samples", "total", "left_out"):
             _check_count(name, getattr(self, name))
-        _check(len(self.seconds) <= 8, f"{len(self.seconds)} times; 8 at most")
-        for name, value in self.seconds.items():
-            _check_text("name of a time", name, NAME_LIMIT)
-            _check_seconds(name, value)
+        for name in ("load", "compute", "wait", "transfer"):
+            _check_seconds(name, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch is through; the same of every rank, so rank 0 alone says it.
+
+    :ivar evaluation: samples, loss, accuracy, seconds on the test set; empty: it was not its turn
+    """
+
+    generation: int
+    epoch: int
+    steps: int
+    samples: int
+    loss: float | None
+    accuracy: float
+    seconds: float
+    skipped: int = 0
+    evaluation: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("generation", "epoch", "steps", "samples", "skipped"):
+            _check_count(name, getattr(self, name))
+        _check_seconds("seconds", self.seconds)
+        _check(len(self.evaluation) <= 8, f"{len(self.evaluation)} figures of an evaluation; 8 at most")
 
 
 @dataclass(frozen=True)
@@ -176,40 +201,37 @@ class Broken:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint was written, or (``error``) could not be."""
+    """A checkpoint was kept, or ``error`` says why not. :ivar where: the folder or disk, as the node names it"""
 
-    updates: int
+    step: int
+    where: str = ""
     bytes: int = 0
     seconds: float = 0.0
     error: str = ""
-    text: str = ""
 
     def __post_init__(self) -> None:
-        _check_count("updates", self.updates)
+        _check_count("step", self.step)
         _check_count("bytes", self.bytes)
         _check_seconds("seconds", self.seconds)
-        _check_text("error", self.error, NAME_LIMIT)
-        _check_text("text", self.text)
+        _check_text("where", self.where)
+        _check_text("error", self.error)
 
 
 @dataclass(frozen=True)
-class Retuned:
-    """Batches were moved between the ranks while training goes on; every rank decided the same.
+class Planned:
+    """Other batches hold from the next step on; every rank decided the same, rank 0 says it.
 
-    :ivar batches: by rank, from step ``step`` of the epoch on
+    :ivar plan: the Plan's JSON object
     """
 
     generation: int
-    epoch: int
     step: int
-    batches: tuple[int, ...]
+    plan: dict[str, Any]
     why: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("generation", "epoch", "step"):
-            _check_count(name, getattr(self, name))
-        for batch in self.batches:
-            _check_count("batch", batch, 1 << 24)
+        _check_count("generation", self.generation)
+        _check_count("step", self.step)
         _check_text("why", self.why)
 
 
@@ -247,7 +269,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Request:
-    """Something to do: inspect, bench, form, run, evaluate, save, find. One after the other; each is answered."""
+    """Something to do: inspect, bench, find, train, evaluate. One after the other; each is answered."""
 
     request: int
     do: str
@@ -273,9 +295,10 @@ class Abandon:
 
 @dataclass(frozen=True)
 class Pause:
-    """Let all ranks stop after the same step; ``run`` is answered then."""
+    """Let all ranks stop after the same step; ``train`` is answered then. :ivar stop: after a checkpoint, for good"""
 
     generation: int
+    stop: bool = False
 
 
 @dataclass(frozen=True)
@@ -292,12 +315,12 @@ class Pulse:
 
 
 Message = (
-    Hello | Beat | Answer | Failure | Step | Store | Broken | Saved | Retuned
+    Hello | Beat | Answer | Failure | Step | Epoch | Store | Broken | Saved | Planned
     | Welcome | Refused | Request | StoreAt | Abandon | Pause | Stop | Pulse
 )  # fmt: skip
 
 FROM_WORKER: dict[str, type[Message]] = {
-    kind.__name__.lower(): kind for kind in (Hello, Beat, Answer, Failure, Step, Store, Broken, Saved, Retuned)
+    kind.__name__.lower(): kind for kind in (Hello, Beat, Answer, Failure, Step, Epoch, Store, Broken, Saved, Planned)
 }
 FROM_COORDINATOR: dict[str, type[Message]] = {
     kind.__name__.lower(): kind for kind in (Welcome, Refused, Request, StoreAt, Abandon, Pause, Stop, Pulse)

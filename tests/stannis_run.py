@@ -1,0 +1,185 @@
+"""Training runs for tests: a coordinator and its workers as processes on loopback, always ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from emucsd.stannis.group.cluster import Cluster, Member, Place
+from emucsd.stannis.spec import Spec
+
+TOKEN = "a token of some length"
+PATIENCE = 60.0  # seconds for what takes a fraction of one on an idle machine
+
+NET = """
+import torch
+
+def make(classes=4, slow=0.0):
+    torch.manual_seed(1)
+    return Net(classes, slow)
+
+class Net(torch.nn.Module):
+    def __init__(self, classes, slow):
+        super().__init__()
+        self.slow = slow
+        self.net = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(4),
+            torch.nn.Flatten(), torch.nn.Linear(64, classes),
+        )
+
+    def forward(self, x):
+        if self.slow:
+            import time
+            time.sleep(self.slow)
+        return self.net(x)
+"""
+
+Event = dict[str, Any]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a child: it imports what this process imports, on one thread."""
+    path = os.pathsep.join(path for path in sys.path if path)
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "EMUCSD_STANNIS_TOKEN": TOKEN, **more}
+
+
+def pictures(folder: Path, counts: Mapping[str, int], side: int = 8) -> dict[str, Place]:
+    """Pools of random images of 4 classes, as .npz files that every node can read; not yet given to nodes."""
+    import numpy as np
+
+    places = {}
+    for number, (name, count) in enumerate(counts.items()):
+        random = np.random.default_rng(number)
+        labels = np.arange(count) % 4
+        images = random.integers(0, 200, (count, side, side, 3)) + labels[:, None, None, None] * 18
+        np.savez(folder / f"{name}.npz", images=images.astype(np.uint8), labels=labels)
+        places[name] = Place(name, {"?": str(folder / f"{name}.npz")})
+    return places
+
+
+def place(at: Place, *nodes: str, private: bool = False) -> Place:
+    """A pool as these nodes reach it."""
+    return Place(at.name, dict.fromkeys(nodes, at.at["?"]), private)
+
+
+class Process:
+    """A child whose lines are kept."""
+
+    def __init__(self, argv: list[str], folder: Path, name: str, **more: str) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        with open(self.log, "ab") as log:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", *argv],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=folder,
+                env=environment(**more),
+                text=True,
+            )
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal."""
+        self.popen.send_signal(number)
+
+    def end(self) -> None:
+        """Whatever it does."""
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait()
+        for stream in (self.popen.stdin, self.popen.stdout):
+            if stream is not None:
+                stream.close()
+
+
+class TrainingRun:
+    """A coordinator, and workers that can be killed, stopped and started again."""
+
+    def __init__(self, folder: Path, spec: Spec, pools: tuple[Place, ...], *words: str, **about: Any) -> None:
+        self.folder = folder
+        nodes = about.pop("nodes", None) or sorted({node for pool in pools for node in pool.at})
+        members = tuple(node if isinstance(node, Member) else Member(node) for node in nodes)
+        self.names = [member.name for member in members]
+        folder.mkdir(exist_ok=True)
+        (folder / "net.py").write_text(NET)
+        (folder / "spec.json").write_text(spec.to_json())
+        (folder / "cluster.json").write_text(Cluster(members, pools, about.pop("test", ())).to_json())
+        self.events: list[Event] = []
+        self._new: queue.Queue[Event] = queue.Queue()
+        self.workers: dict[str, Process] = {}
+        argv = ["emucsd.stannis.group.coordinator", "--listen", "127.0.0.1:0", "--spec", "spec.json"]
+        argv += ["--cluster", "cluster.json", "--tuning", str(folder / "tuning.json"), *words]
+        self.coordinator = Process(argv, folder, "coordinator")
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        try:
+            self.address = str(self.wait("listening")["address"])
+            for name in about.pop("start", self.names):
+                self.start(name)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def start(self, name: str, **more: str) -> Process:
+        """A worker; a second one of a name replaces the first in ``workers``."""
+        if name in self.workers:
+            self.workers[name].end()
+        argv = ["emucsd.stannis.group.worker", "--coordinator", self.address, "--node", name]
+        self.workers[name] = Process(argv, self.folder, f"worker-{name}", **more)
+        return self.workers[name]
+
+    def _read(self) -> None:
+        assert self.coordinator.popen.stdout is not None
+        for line in self.coordinator.popen.stdout:
+            self._new.put(json.loads(line))
+        self._new.put({"event": "ended"})
+
+    def wait(self, event: str, when: Callable[[Event], bool] = lambda _: True, seconds: float = PATIENCE) -> Event:
+        """The next event of that kind; all that come are kept in ``events``."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                found = self._new.get(timeout=max(deadline - time.monotonic(), 0.0))
+            except queue.Empty:
+                raise AssertionError(f"no event {event!r} in {seconds} s\n{self.told()}") from None
+            self.events.append(found)
+            if found["event"] == event and when(found):
+                return found
+            if found["event"] in ("ended", "failed"):
+                raise AssertionError(f"no event {event!r} before the end\n{self.told()}")
+
+    def all(self, event: str) -> list[Event]:
+        """Those of a kind that came."""
+        return [one for one in self.events if one["event"] == event]
+
+    def told(self) -> str:
+        """For a failed test."""
+        logs = [f"{path.name}:\n{path.read_text()[-2000:]}" for path in sorted(self.folder.glob("*.log"))]
+        return "\n".join([*(json.dumps(event)[: int(os.environ.get("W", 400))] for event in self.events[-30:]), *logs])
+
+    def finish(self) -> int:
+        """Until the coordinator has ended. :returns: its exit status"""
+        while self.coordinator.popen.poll() is None or self._reader.is_alive() or not self._new.empty():
+            try:
+                self.events.append(self._new.get(timeout=0.05))
+            except queue.Empty:
+                continue
+        return int(self.coordinator.popen.wait(PATIENCE))
+
+    def __enter__(self) -> TrainingRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (self.coordinator, *self.workers.values()):
+            process.end()
+        self._reader.join(PATIENCE)
