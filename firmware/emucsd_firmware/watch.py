@@ -20,7 +20,7 @@ from emucsd_firmware.ftl.mapping import read_page
 from emucsd_firmware.nvme.namespaces import HOST_CONTROLLER, Namespace
 from emucsd_firmware.state import drive_at
 from emucsd_firmware.tunnel.state import WATCHED, Watch, watch_at
-from emucsd_firmware.tunnel.watch import SAMPLE_BITS, disregard, fingerprints, gear, learn, looked_for
+from emucsd_firmware.tunnel.watch import SAMPLE_BITS, WINDOW, disregard, gear, learn, looked_for, windows
 from emucsd_wire.words import fence, get_i64, jit, load_u32
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def survey(address: int, lpn: int, end: int) -> int:
 def go_through(address: int, watch_address: int, lpn: int, end: int, use: int, marks: int) -> int:
     """Take the fingerprints of logical pages [lpn, end).
 
-    :param marks: address of int64[page_bytes]
+    :param marks: address of int64[page_bytes, 2]
     :returns: how many of them are looked for (COUNT), else 0
     """
     drive, watch = drive_at(address, 0), watch_at(watch_address, 0)
@@ -57,7 +57,7 @@ def go_through(address: int, watch_address: int, lpn: int, end: int, use: int, m
     while lpn < end:
         entry = load_u32(ftl.map, lpn)
         page = read_page(ftl, lpn)
-        count = fingerprints(watch, page, ftl.page_bytes, marks) if page != 0 else 0
+        count = windows(watch, page, ftl.page_bytes, marks) if page != 0 else 0
         fence()
         if load_u32(ftl.map, lpn) != entry:
             tries += 1
@@ -65,13 +65,13 @@ def go_through(address: int, watch_address: int, lpn: int, end: int, use: int, m
                 continue
             count = 0  # it is being written all the time: what was read may be anything
         for index in range(count):
-            mark = get_i64(marks, index)
+            rolled, digest = get_i64(marks, 2 * index), get_i64(marks, 2 * index + 1)
             if use == LEARN:
-                learn(watch, mark)
+                learn(watch, rolled, digest)
             elif use == DISREGARD:
-                disregard(watch, mark)
+                disregard(watch, rolled, digest)
             else:
-                found += looked_for(watch, mark)
+                found += looked_for(watch, rolled, digest)
         lpn += 1
         tries = 0
     return found
@@ -86,6 +86,7 @@ class PrivateWatch:
     def __init__(self, drive: Drive) -> None:
         self._drive = drive
         self._gear = np.array(gear(), np.int64)
+        self._windows = np.zeros((2, WINDOW // 8), np.int64)  # the relay's, and that of who learns
         self._table: Any = None
         self._about: dict[str, Any] = {}
         self._turn = threading.Lock()
@@ -105,7 +106,9 @@ class PrivateWatch:
         with self._turn:
             copies = 0
             if self._table is not None:
-                copies = sum(self._pages(space, self._record, COUNT) for space in self._spaces(private=False))
+                record = self._record.copy()
+                record["window"] = self._windows[1].ctypes.data
+                copies = sum(self._pages(space, record, COUNT) for space in self._spaces(private=False))
             return {**self.snapshot(), "copies": copies}
 
     def close(self) -> None:
@@ -164,9 +167,11 @@ class PrivateWatch:
         places = len(table) // 8
         record["table"], record["mask"], record["clear"] = table.ctypes.data, places - 1, -(1 << 64 - clear)
         record["gear"], record["room"] = self._gear.ctypes.data, places * 7 // 8
+        record["window"] = self._windows[1].ctypes.data
         return record, table
 
     def _install(self, record: Any, table: Any, about: dict[str, Any]) -> None:
+        record["window"] = self._windows[0].ctypes.data
         with self._drive.plane.paused():
             self._record[:] = record
         self._table, self._about = table, about
@@ -180,7 +185,7 @@ class PrivateWatch:
         return survey(self._drive.address, *self._range(space))
 
     def _pages(self, space: Namespace, record: Any, use: int) -> int:
-        marks = np.zeros(self._drive.profile.geometry.page_bytes, np.int64)
+        marks = np.zeros((self._drive.profile.geometry.page_bytes, 2), np.int64)
         lpn, end = self._range(space)
         found = 0
         while lpn < end and not self._closing:

@@ -209,6 +209,21 @@ def test_repeated_content_tells_nothing(rig: Rig) -> None:
     assert rig.hits() > 10
 
 
+def test_content_made_to_be_looked_up(rig: Rig) -> None:
+    """Of bytes where every window counts, one in 16 bytes of the packet is looked up: the relay stays at its work."""
+    data = noise(65536)
+    rig.store(rig.private, data)
+    rig.watch(True)
+    constants = gear()
+    slow = [byte for byte in range(256) if -constants[byte] % (1 << 64) >> (64 - SAMPLE_BITS) == 0]
+    assert slow, "of this seed there is one; of another one, choose a longer pattern"
+    run = bytes([slow[0]]) * (MTU // 2)  # is looked over beside the second half
+    rig.carry(run + data[: MTU - HEAD - len(run)])
+    assert rig.hits() < len(run) / 256 / 2
+    rig.carry(data)
+    assert rig.hits() > 150
+
+
 def test_packets_that_wrap_around_the_ring(rig: Rig) -> None:
     """Wherever in the ring a packet comes to lie, also across its end, all of its windows are looked at."""
     data = noise(8900)

@@ -61,14 +61,14 @@ class Watch(State):
 
     table: I64  # address of int64[mask + 1]; 0: nothing is watched
     mask: I64
-    clear: I64  # the highest bits: windows whose hash has none of them have a fingerprint, which is their hash
+    clear: I64  # the highest bits: windows whose hash has none of them count
     gear: I64  # address of int64[256]
     room: I64  # places of the table that may be taken
     taken: I64
     common: I64  # fingerprints that came up so often that they say nothing
     public: I64  # and that were found where everybody may read
     left_out: I64  # for which there was no room
-    found: I64  # hits in the packet that is looked at
+    window: I64  # address of 64 bytes to work in
 
 
 class Tunnel(State):

@@ -2,12 +2,14 @@
 
 A window is 64 consecutive bytes, and its hash a gear hash: ``hash = (hash << 1) + GEAR[byte]`` in 64 bits, which after
 64 bytes depends on these alone. The windows whose hash has its 8 highest bits clear, one in 256 wherever the content
-itself puts them, are the ones that count: their hash is their fingerprint. So the same content gives the same
-fingerprints at any place of a file or of a packet, and only a window in 256 needs a look into the table. Where there is
-so much content that its fingerprints would not fit the table, more bits must be clear.
+itself puts them, are the ones that count. So the same content gives the same ones at any place of a file or of a
+packet, and only a window in 256 needs a look into the table. Where there is so much content that its windows would not
+fit the table, more bits must be clear.
 
-The table has a fingerprint a place, the number of times that it was seen in the highest 8 bits: what is in the content
-more than REPEATS times (zeros, headers of files, padding) tells nothing apart and is not looked for.
+The hash says where in the table to look, and a digest of the window's bytes what to look for: the two are independent,
+so that a chance hit takes 60 equal bits however full the table is. A place of it has a digest, and above it the number
+of times that it was seen: what is in the content more than REPEATS times (zeros, headers of files, padding) tells
+nothing apart and is not looked for.
 
 A window lies in one packet, and in one flash page: with an MTU of 32000 that misses one window in 500 of what passes.
 """
@@ -17,17 +19,19 @@ from __future__ import annotations
 from emucsd_firmware.tunnel.ring import frame_size, place, straight
 from emucsd_firmware.tunnel.state import Tunnel, Watch, Way
 from emucsd_wire.tunnel import FRAME_HEADER
-from emucsd_wire.words import get_i64, get_u8, get_u32, jit, jit_inline, jit_unit, put_i64
+from emucsd_wire.words import copy, get_i64, get_u8, get_u32, jit, jit_inline, jit_unit, put_i64
 
 WINDOW = 64  # bytes: what a 64-bit gear hash depends on
 SEED = 0x5354414E4E4953  # of GEAR
-SAMPLE_BITS = 8  # highest bits that are clear in a fingerprint
+SAMPLE_BITS = 8  # highest bits of the hash that are clear in a window that counts
 REPEATS = 4
-_SEEN = 64 - SAMPLE_BITS  # where a place's count begins
-_PUBLIC = 127  # as a count: found where everybody may read
-_HASH = (1 << _SEEN) - 1
-_WORTH_HALVING = 8 * WINDOW
+DIGEST_BITS = 60  # of a place; the times that it was seen are above
+_PUBLIC = 7  # as a number of times: found where everybody may read
+_DIGEST = (1 << DIGEST_BITS) - 1
 _MIX = -7046029254386353131  # 2**64 / golden ratio, odd, as a signed number
+_START = 0x243F6A8885A308D  # pi, without its first digits
+_WORTH_HALVING = 8 * WINDOW
+_MOST_LOOKS = 4  # as a power of two: one in so many bytes
 
 
 def gear() -> list[int]:
@@ -42,25 +46,37 @@ def gear() -> list[int]:
     return numbers
 
 
-@jit_inline
-def _first_place(watch: Watch, mark: int) -> int:
-    return ((mark * _MIX) >> 32) & watch.mask
+@jit
+def digest_of(watch: Watch, window: int) -> int:
+    """60 bits of a window's bytes."""
+    copy(watch.window, window, WINDOW)  # where words are aligned
+    mixed = _START
+    for word in range(WINDOW // 8):
+        mixed = (mixed ^ get_i64(watch.window, word)) * _MIX
+        mixed ^= mixed >> 29
+    return mixed & _DIGEST
 
 
 @jit
-def place_of(watch: Watch, mark: int) -> int:
-    """Where a fingerprint is in the table, or the free place where it would be. The table is never full."""
-    at = _first_place(watch, mark)
+def place_of(watch: Watch, rolled: int, digest: int) -> int:
+    """Where a window is in the table, or the free place where it would be. The table is never full."""
+    at = ((rolled * _MIX) >> 32) & watch.mask
     while True:
         entry = get_i64(watch.table, at)
-        if entry == 0 or entry & _HASH == mark:
+        if entry == 0 or entry & _DIGEST == digest:
             return at
         at = (at + 1) & watch.mask
 
 
 @jit_inline
 def _looked_for(entry: int) -> bool:
-    return entry != 0 and entry >> _SEEN <= REPEATS
+    return entry != 0 and entry >> DIGEST_BITS <= REPEATS
+
+
+@jit
+def looked_for(watch: Watch, rolled: int, digest: int) -> int:
+    """1 for a window that is a hit."""
+    return 1 if _looked_for(get_i64(watch.table, place_of(watch, rolled, digest))) else 0
 
 
 @jit_inline
@@ -69,63 +85,61 @@ def _roll(gears: int, rolled: int, address: int, index: int) -> int:
 
 
 @jit
-def _look_up(watch: Watch, mark: int) -> None:
-    if _looked_for(get_i64(watch.table, place_of(watch, mark))):
-        watch.found += 1
-
-
-@jit
-def _roll_over(gears: int, rolled: int, address: int, start: int, end: int) -> int:
-    """Roll on over bytes [start, end) without a look at what comes out."""
-    for index in range(start, end):
+def _warm(gears: int, address: int, count: int) -> int:
+    """The hash of the bytes before a first window's last one."""
+    rolled = 0
+    for index in range(min(WINDOW - 1, count)):
         rolled = _roll(gears, rolled, address, index)
     return rolled
 
 
-@jit
-def _search(watch: Watch, address: int, count: int, rolled: int, warm: int) -> int:
-    """Roll on from hash ``rolled`` over ``count`` bytes; windows end behind the first ``warm``. :returns: the hash
+@jit_unit
+def hits_in(watch: Watch, address: int, count: int) -> int:
+    """How many windows of ``count`` bytes are known. Of bytes made so that every window counts, most are not looked up.
 
     A hash waits for the one before it. So both halves are rolled over at once, in the time of one.
     """
     gears, clear = watch.gear, watch.clear
-    rolled = _roll_over(gears, rolled, address, 0, min(warm, count))
-    half = (count - warm) >> 1 if count - warm >= _WORTH_HALVING else 0
+    rolled, at, found, left = _warm(gears, address, count), WINDOW - 1, 0, count >> _MOST_LOOKS
+    half = (count - at) >> 1 if count >= _WORTH_HALVING else 0
     if half != 0:
         second = address + half
-        other = _roll_over(gears, 0, second, warm - WINDOW + 1, warm)
-        for index in range(warm, warm + half):
+        other = _warm(gears, second, count)
+        for index in range(at, at + half):
             rolled = _roll(gears, rolled, address, index)
             other = _roll(gears, other, second, index)
-            if rolled & clear == 0:
-                _look_up(watch, rolled)
-            if other & clear == 0:
-                _look_up(watch, other)
+            if rolled & clear == 0 and left > 0:
+                found += looked_for(watch, rolled, digest_of(watch, address + index - (WINDOW - 1)))
+                left -= 1
+            if other & clear == 0 and left > 0:
+                found += looked_for(watch, other, digest_of(watch, second + index - (WINDOW - 1)))
+                left -= 1
         rolled = other
-    for index in range(warm + 2 * half, count):
+    for index in range(at + 2 * half, count):
         rolled = _roll(gears, rolled, address, index)
-        if rolled & clear == 0:
-            _look_up(watch, rolled)
-    return rolled
+        if rolled & clear == 0 and left > 0:
+            found += looked_for(watch, rolled, digest_of(watch, address + index - (WINDOW - 1)))
+            left -= 1
+    return found
 
 
 @jit_unit
 def look_through(tunnel: Tunnel, way: Way, count: int) -> None:
     """Look for known content in the ``count`` bytes behind the tail, which have been checked."""
-    watch = tunnel.watch
     at = way.tail
     end = at + count
     while at < end:
         length = get_u32(place(way, at), 0)
-        begin = at + FRAME_HEADER
-        first = min(length, straight(way, begin))
-        watch.found = 0
-        rolled = _search(watch, place(way, begin), first, 0, WINDOW - 1)
-        if first < length:
-            _search(watch, way.data, length - first, rolled, max(0, WINDOW - 1 - first))
+        packet = place(way, at + FRAME_HEADER)
+        first = straight(way, at + FRAME_HEADER)
+        if first < length:  # it goes on at the ring's beginning
+            copy(tunnel.scratch, packet, first)
+            copy(tunnel.scratch + first, way.data, length - first)
+            packet = tunnel.scratch
+        found = hits_in(tunnel.watch, packet, length)
         way.watched_bytes += length
-        if watch.found != 0:
-            way.hits += watch.found
+        if found != 0:
+            way.hits += found
             way.hit_bytes += length
         at += frame_size(length)
 
@@ -134,46 +148,41 @@ def look_through(tunnel: Tunnel, way: Way, count: int) -> None:
 
 
 @jit
-def fingerprints(watch: Watch, address: int, count: int, target: int) -> int:
-    """Write the fingerprints of ``count`` bytes to int64[count] at ``target``. :returns: how many"""
+def windows(watch: Watch, address: int, count: int, target: int) -> int:
+    """Write hash and digest of the windows that count, of ``count`` bytes, to int64[count, 2]. :returns: how many"""
     gears, clear = watch.gear, watch.clear
-    rolled, marks = _roll_over(gears, 0, address, 0, min(WINDOW - 1, count)), 0
+    rolled, found = _warm(gears, address, count), 0
     for index in range(WINDOW - 1, count):
         rolled = _roll(gears, rolled, address, index)
         if rolled & clear == 0:
-            put_i64(target, marks, rolled)
-            marks += 1
-    return marks
+            put_i64(target, 2 * found, rolled)
+            put_i64(target, 2 * found + 1, digest_of(watch, address + index - (WINDOW - 1)))
+            found += 1
+    return found
 
 
 @jit
-def learn(watch: Watch, mark: int) -> None:
-    """Count a fingerprint once more."""
-    at = place_of(watch, mark)
+def learn(watch: Watch, rolled: int, digest: int) -> None:
+    """Count a window once more."""
+    at = place_of(watch, rolled, digest)
     entry = get_i64(watch.table, at)
     if entry == 0:
         if watch.taken == watch.room:
             watch.left_out += 1
             return
         watch.taken += 1
-    seen = entry >> _SEEN
+    seen = entry >> DIGEST_BITS
     if seen > REPEATS:
         return
     if seen == REPEATS:
         watch.common += 1
-    put_i64(watch.table, at, mark | (seen + 1) << _SEEN)
+    put_i64(watch.table, at, digest | (seen + 1) << DIGEST_BITS)
 
 
 @jit
-def disregard(watch: Watch, mark: int) -> None:
-    """A fingerprint of what everybody may read is not looked for."""
-    at = place_of(watch, mark)
+def disregard(watch: Watch, rolled: int, digest: int) -> None:
+    """A window of what everybody may read is not looked for."""
+    at = place_of(watch, rolled, digest)
     if _looked_for(get_i64(watch.table, at)):
-        put_i64(watch.table, at, mark | _PUBLIC << _SEEN)
+        put_i64(watch.table, at, digest | _PUBLIC << DIGEST_BITS)
         watch.public += 1
-
-
-@jit
-def looked_for(watch: Watch, mark: int) -> int:
-    """1 for a fingerprint that would be a hit."""
-    return 1 if _looked_for(get_i64(watch.table, place_of(watch, mark))) else 0
