@@ -49,7 +49,16 @@ def start() -> Any:
         raise
     for name, module in late.items():
         setattr(torch, name.rpartition(".")[2], module)
+    _let_generators_be(torch)
     return torch
+
+
+def _let_generators_be(torch: Any) -> None:
+    """PyTorch 2.13 makes its Generator usable in a module that only the compiler imports."""
+    try:
+        torch.Generator()
+    except RuntimeError:
+        importlib.import_module("torch._prims.rng_prims")
 
 
 def complete() -> None:
