@@ -1,6 +1,6 @@
 """Import PyTorch in half the time, for programs that train on an emulated processor.
 
-On the emulated Cortex-A53 of a drive's machine ``import torch`` takes 24 s of processor time, and the first optimizer 8 s
+On the emulated Cortex-A53 of a drive's machine ``import torch`` takes 24 s of processor time, the first optimizer 8 s
 more. Much of it is for the compiler (``torch.compile``) and for tensors without storage (the ``meta`` device), which
 training does not use. ``start()`` leaves those two out: 14 s, and 0 s. Whoever asks for them gets them then, late.
 """
