@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Self
 
+import numpy as np
 import torch
 
 from emucsd.stannis.errors import DoesNotFit, FactoryFailed, MemoryExceeded
@@ -84,7 +85,7 @@ class Probe:
         self._grow(batch)
         begun = time.perf_counter()
         peak, times = 0, []
-        batches = self._batches(batch)
+        batches = self._batches(batch, batch)
         with memory.Peak() as seen:
             for _ in range(self.steps + 1):
                 times.append(self._step(batches, batch))
@@ -100,7 +101,7 @@ class Probe:
         """Give the model's memory back."""
         self._stepper.gradients.close()
         del self._stepper
-        memory.release(cycles=True)
+        memory.release()
 
     def __enter__(self) -> Self:
         return self
@@ -117,7 +118,7 @@ class Probe:
             below = [b for b in self._points if b <= batch]
             if not below:
                 size = min(batch, 2)  # one sample has no variance: a batch norm may refuse it
-                self._step(self._batches(size), size)  # libraries and optimizer take once what they keep
+                self._step(self._batches(size, batch), batch)  # libraries and optimizer take once what they keep
                 memory.release()
                 self._model = memory.resident()
             else:
@@ -129,7 +130,7 @@ class Probe:
                 if size == batch:
                     return
             with memory.Peak() as peak:
-                self._step(self._batches(size), size)
+                self._step(self._batches(size, batch), batch)
             self._points[size] = _Point(size, peak.bytes)
             memory.release()
             if size == batch:
@@ -146,40 +147,46 @@ class Probe:
         slope = max((last.peak - point.peak) / (last.batch - point.batch) for point in far)
         return int(last.peak + _MARGIN * max(slope, 0.0) * (batch - last.batch))
 
-    def _batches(self, batch: int) -> list[SimpleNamespace]:
-        """What a loader would have in memory."""
-        generator = torch.Generator().manual_seed(self.spec.seed)
+    def _batches(self, batch: int, asked: int) -> list[SimpleNamespace]:
+        """What a loader would have in memory.
+
+        :param asked: the batch on whose way this one is
+        """
+        chance = np.random.default_rng(self.spec.seed)
         try:
             with memory.ceiling(self._ceiling):
                 return [
                     SimpleNamespace(
-                        images=torch.randn(batch, *self.spec.image, generator=generator),
+                        images=torch.from_numpy(chance.standard_normal((batch, *self.spec.image), np.float32)),
                         labels=torch.zeros(batch, dtype=torch.int64),
                     )
                     for _ in range(READY_BATCHES + 1)
                 ]
         except (MemoryError, RuntimeError):
-            raise self._refused(batch) from None
+            raise self._refused(asked) from None
 
-    def _step(self, batches: list[SimpleNamespace], batch: int) -> float:
+    def _step(self, batches: list[SimpleNamespace], asked: int) -> float:
         """Seconds of a step; weights stay, for the learning rate is 0."""
         batches.append(batches.pop(0))
         try:
             with memory.ceiling(self._ceiling):
                 return self._stepper.take(batches[0], lr=0.0).compute
         except MemoryExceeded:
-            raise self._refused(batch) from None
+            raise self._refused(asked) from None
 
-    def _refused(self, batch: int) -> MemoryExceeded:
-        """The kernel said no: nothing is known but that the limit is too low."""
+    def _refused(self, asked: int) -> MemoryExceeded:
+        """The kernel said no, though the prediction did not: the limit is too low by an amount that nobody knows."""
         memory.release(cycles=True)
-        needed = max(self._predict(batch), self.limit + 1) if self._points else 0
-        kind = DoesNotFit if batch <= 2 else MemoryExceeded
-        return kind(self._text("", batch, needed), batch, needed, self.limit)
+        if not self._points:
+            return DoesNotFit(self._text("the smallest batch", asked, 0), asked, 0, self.limit)
+        needed = self._predict(asked)
+        if needed <= self.limit:
+            needed = 0
+        return MemoryExceeded(self._text("", asked, needed), asked, needed, self.limit)
 
     def _text(self, what: str, batch: int, needed: int) -> str:
         what = what or f"a batch of {batch}"
-        short = f"{needed} bytes, {needed - self.limit} too many" if needed else "more"
+        short = f"{needed} bytes, {needed - self.limit} too many" if needed else "more memory than there is"
         return (
             f"{self.spec.factory}: {what} needs {short}; the limit is {self.limit} bytes, of which Python and torch "
             f"take {self._begun}. Take a smaller batch, a smaller model, or leave this engine out"
