@@ -9,6 +9,7 @@ import datetime
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,8 +21,10 @@ import numpy as np
 import torch
 
 from emucsd.stannis.errors import NonFinite
+from emucsd.stannis.group.retuning import Follower
+from emucsd.stannis.plan.balancer import balance
 from emucsd.stannis.plan.order import order, union
-from emucsd.stannis.plan.plan import Plan, Pool, Share
+from emucsd.stannis.plan.plan import Engine, Plan, Pool, Share
 from emucsd.stannis.spec import Spec
 from emucsd.stannis.training import batchnorm
 from emucsd.stannis.training.collective import Collective, Pending
@@ -223,6 +226,25 @@ def joined(group: Collective) -> dict[str, Any]:
     return outcome(trainer, reports)
 
 
+def retuned(group: Collective) -> dict[str, Any]:
+    """Rank 0 is eight times as slow as planned; all move samples to the others at the same step."""
+    pool = Pool("public", False, SAMPLES, 1, {f"node{rank}": "here" for rank in range(group.size)})
+    first = balance([Engine(node, 4, 2000.0) for node in pool.at], [pool], seed=3)
+    about, plans, trained = spec("plain", retune=True, epochs=5), [], []  # type: ignore[var-annotated]
+
+    def loaders(plan: Plan, rank: int, epoch: int, first_step: int) -> Iterator[SimpleNamespace]:
+        for chosen in order(plan, epoch, rank, first_step):
+            trained.extend((epoch, index) for _, index in chosen)
+            if rank == 0:
+                time.sleep(0.004 * len(chosen))  # what a busy drive would make of it
+            yield from batches([chosen])
+
+    hooks = Hooks(plan=lambda report: plans.append((report.step, report.plan.batches, report.why)))
+    trainer = Trainer(about, build_model(about), group, first, loaders, hooks=hooks, retuner=Follower(first))
+    trainer.run()
+    return {"plans": plans, "trained": trained, "first": first.batches, "model": trainer.model.state_dict()}
+
+
 def infinite(group: Collective) -> dict[str, Any]:
     """One sample of one rank is infinite: all skip that step, or all fail."""
     about = spec("normed", epochs=1, sync_batchnorm=True)
@@ -284,6 +306,7 @@ SCENARIOS: dict[str, Callable[[Collective], Any]] = {
     **{name: partial(trained, about=about) for name, about in RUNS.items()},
     "paused": paused,
     "joined": joined,
+    "retuned": retuned,
     "infinite": infinite,
     "differing": differing,
     "averaged": averaged,

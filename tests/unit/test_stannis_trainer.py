@@ -122,6 +122,21 @@ def test_stranger_joins(found: Found) -> None:
             assert torch.equal(value, found[0]["plain"]["model"][key]), key
 
 
+def test_retuned(found: Found) -> None:
+    """A rank that turns slow loses samples to the others, on all ranks at the same step; each epoch still has every
+    sample once, the changed one too."""
+    mine = [found[rank]["retuned"] for rank in range(3)]
+    assert mine[0]["plans"] == mine[1]["plans"] == mine[2]["plans"]
+    step, batches, _ = mine[0]["plans"][0]
+    assert batches[0] < mine[0]["first"][0]
+    assert sum(batches) == sum(mine[0]["first"])
+    assert step % 5
+    every = [(epoch, index) for epoch in range(5) for index in range(ranks.SAMPLES)]
+    assert sorted(mine[0]["trained"] + mine[1]["trained"] + mine[2]["trained"]) == every
+    for key, value in mine[0]["model"].items():
+        assert torch.equal(value, mine[1]["model"][key])
+
+
 def test_infinite_sample(found: Found) -> None:
     """One rank's infinite pixel: all skip that step and no other, or all fail and name parameter and step."""
     for rank in range(3):
