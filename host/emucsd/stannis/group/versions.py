@@ -66,11 +66,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def torch_release() -> tuple[int, ...]:
-    """Of the installed PyTorch, (2, 13); empty: there is none."""
-    return tuple(int(part) for part in _comparable("torch", _torch()).split(".") if part.isdecimal())
-
-
 def _comparable(name: str, version: str) -> str:
     """2.6.0+debian and 2.6.1+cpu speak alike; 2.6 and 2.13 need not."""
     return ".".join(version.split("+")[0].split(".")[:2]) if name == "torch" else version

@@ -9,7 +9,6 @@ network away, it says hello again and comes back as a new rank. When the coordin
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 import traceback
@@ -25,7 +24,6 @@ from emucsd.stannis.group.protocol import Answer, Hello, Message, Refused, Reque
 from emucsd.stannis.group.rank import Rank
 
 T = TypeVar("T")
-_WHOLE = (2, 8)  # of PyTorch: since then nothing can be left out without harm (torch.Generator needs it all)
 DONE, FAILED, ORPHANED, REFUSED = 0, 1, 3, 4
 
 
@@ -155,10 +153,7 @@ def _load_torch() -> None:
     from emucsd.stannis import torchstart
 
     try:
-        if versions.torch_release() < _WHOLE:
-            torchstart.start()
-        else:
-            importlib.import_module("torch")
+        torchstart.start()
     except ImportError as problem:
         print(f"PyTorch can't be imported: {problem}", file=sys.stderr, flush=True)  # the coordinator hears it as well
 
