@@ -138,8 +138,8 @@ def test_overheads_count() -> None:
 
 def test_the_last_sample_goes_where_there_is_room() -> None:
     """What rounding leaves over does not go to an engine that is full."""
-    engines = [Engine("a", 5, 5.0, memory_limit_batch=5), Engine("b", 5, 5.0)]
-    assert batch_sizes.fastest(engines, 11) == [5, 6]
+    engines = [Engine("a", 5, 5.0, memory_limit_batch=5), Engine("b", 5, 5.0), Engine("c", 5, 5.0)]
+    assert batch_sizes.fastest(engines, 16) == [5, 6, 5]
 
 
 # -- plans

@@ -17,12 +17,15 @@ that one measurement suggests.
 C: seconds; it sets the grain. The default makes the last step before the margin 1/40 of the batch, whatever E is.
 
 It ends, though measurements scatter: a batch whose step took too short bounds all further ones from below, one that
-took too long or did not fit from above, and each further batch lies strictly between these whole numbers.
+took too long or did not fit from above, and each further batch lies strictly between these whole numbers. After 32
+steps by the rule the way between the bounds is halved instead: a C that is much too large costs benchmarks, not days.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import count
 
 from emucsd.stannis.errors import DoesNotFit, MemoryExceeded, PlanError
 from emucsd.stannis.plan.measured import Bench, Measured
@@ -37,6 +40,7 @@ GRAIN = 40.0
 FLAT = 2  # sizes without a better rate after which a curve counts as flat
 TOLERANCE = 0.05  # of the best rate, that a smaller batch may lack
 BATCH_MOST = 1 << 16
+_RULED = 32  # steps by the published rule
 _CAP_GRAIN = 16  # the memory's limit is found to 1/16
 
 
@@ -202,18 +206,20 @@ class _Run:
         """The batch whose step takes as long as ``slow``'s, within the margin."""
         target, c = slow.seconds, self._c(slow.seconds)
         batch, why = (start, "start") if start else self._above(kind, bench, slow)
-        low, high = 0, self.ceiling(kind)  # a further batch lies strictly between
-        while True:
+        fast = (size for size, found in self.points.get(kind, {}).items() if found.seconds < target)
+        low, high = max(fast, default=0), self.ceiling(kind)  # a further batch lies strictly between
+        for steps in count():
             found = self.measure(kind, bench, batch, why)
-            if found is None:
-                high, wanted, why = batch, (max(self.points[kind], default=0) + batch) // 2, "half way: memory"
-            elif abs(lacks := target - found.seconds) <= target / self.margin:
+            lacks = target - found.seconds if found is not None else -math.inf
+            if abs(lacks) <= target / self.margin:
                 return self.tuned(kind, batch)
-            else:
-                low, high = (batch, high) if lacks > 0 else (low, batch)
-                wanted, why = _moved(batch, lacks / c), "Algorithm 1"
+            low, high = (batch, high) if lacks > 0 else (low, batch)
             if high - low <= 1 or (kind in self.passed and high - low <= low // _CAP_GRAIN):
                 break
+            if found is None or steps >= _RULED:
+                wanted, why = min((low + high) // 2, 2 * batch), "half way"
+            else:
+                wanted, why = _moved(batch, lacks / c), "Algorithm 1"
             batch = min(max(wanted, low + 1), high - 1)
         if not self.points[kind]:
             raise self.unfit(kind, 1)
