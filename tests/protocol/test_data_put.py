@@ -363,7 +363,7 @@ def test_mistakes(drives: str, tmp_path: Path, capsys: Capture) -> None:
     """Wrong usage is one line with a next step, and no drive is touched."""
     home = str(folder(tmp_path / "set", 6))
     for words, text in (
-        ((drives, home, "--shares", "1:2"), "one each: 2:1:1"),
+        ((drives, home, "--shares", "1:2:3"), "one each: 2:1:1"),
         ((drives, home, "--private", "--private-share", "0.5"), "leave one of them out"),
         (("d0", home, "--private-share", "0.5", "--namespace", "1"), "leave --private-share out"),
         (("d0", str(tmp_path / "none")), "no such folder"),
