@@ -44,12 +44,11 @@ class _Normalise(torch.autograd.Function):  # type: ignore[misc]  # torch is Any
         ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, bond: Bond
     ) -> Any:
         channels = x.shape[1]
-        dims = [d for d in range(x.dim()) if d != 1]
         sums = torch.zeros(2 * channels + 1, dtype=torch.float64)
         if not bond.ghost and x.numel():
             count = x.numel() // channels
-            variance, mean = torch.var_mean(x, dims, correction=0)
-            mean, variance = mean.double(), variance.double()
+            # as nn.BatchNorm takes them: in two passes, with sums in FP64
+            mean, variance = (found.double() for found in torch.batch_norm_update_stats(x, None, None, 0.0))
             sums[:channels] = mean * count
             sums[channels:-1] = (variance + mean * mean) * count
             sums[-1] = count
@@ -62,8 +61,8 @@ class _Normalise(torch.autograd.Function):  # type: ignore[misc]  # torch is Any
         mean = sums[:channels] / total
         variance = (sums[channels:-1] / total - mean * mean).clamp_(min=0)
         mean, variance = mean.to(x.dtype), variance.to(x.dtype)
-        ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps))
-        ctx.bond, ctx.ghost, ctx.total = bond, bond.ghost, total
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.bond, ctx.ghost, ctx.total, ctx.eps = bond, bond.ghost, total, eps
         ctx.mark_non_differentiable(mean, variance)
         y = torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, eps, False)
         return y, mean, variance, total
@@ -71,25 +70,27 @@ class _Normalise(torch.autograd.Function):  # type: ignore[misc]  # torch is Any
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dy: torch.Tensor, *_: Any) -> Any:
-        x, weight, mean, scale = ctx.saved_tensors  # scale: 1 / std
+        x, weight, mean, variance = ctx.saved_tensors
         channels = x.shape[1]
         shape = [1, channels] + [1] * (x.dim() - 2)
-        dims = [d for d in range(x.dim()) if d != 1]
-        centred = (x - mean.view(shape)) * scale.view(shape)
-        sums = torch.zeros(2 * channels, dtype=torch.float64)
-        if not ctx.ghost:
-            sums[:channels] = dy.sum(dims)
-            sums[channels:] = (dy * centred).sum(dims)
-        needs_weight, needs_bias = ctx.needs_input_grad[1:3]
-        d_weight = sums[channels:].to(x.dtype) if needs_weight else None
-        d_bias = sums[:channels].to(x.dtype) if needs_bias else None
-        ctx.bond.group.all_reduce(sums)
+        scale = torch.rsqrt(variance + ctx.eps)  # 1 / std
+        # backward through fixed statistics: dy * weight / std, sum(dy * (x - mean) / std), sum(dy)
+        dx, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
+            dy, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.cat([d_bias, d_weight]).double()
         if ctx.ghost:
-            return torch.zeros_like(x), d_weight, d_bias, None, None
-        both = (sums / ctx.total).to(x.dtype)
-        dx = dy - both[:channels].view(shape) - centred * both[channels:].view(shape)
-        dx *= (scale if weight is None else scale * weight).view(shape)
-        return dx, d_weight, d_bias, None, None
+            sums.zero_()
+        ctx.bond.group.all_reduce(sums)
+        needs_weight, needs_bias = ctx.needs_input_grad[1:3]
+        if ctx.ghost:
+            dx.zero_()
+        else:
+            both = (sums / ctx.total).to(x.dtype)
+            factor = scale if weight is None else scale * weight
+            dx.addcmul_(x - mean.view(shape), (-factor * scale * both[channels:]).view(shape))
+            dx -= (factor * both[:channels]).view(shape)
+        return dx, d_weight if needs_weight else None, d_bias if needs_bias else None, None, None
 
 
 class SyncBatchNorm(_BatchNorm):  # type: ignore[misc]
