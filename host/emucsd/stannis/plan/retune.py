@@ -7,7 +7,8 @@ change what is learnt, and all wait less. Here:
 - An engine's *slowdown* is the median, over a window of steps, of its computing time over the predicted one: single
   slow steps do not count, bursts shorter than half of the window neither.
 - The *gain* is what the step would be shorter with the batches that are best for these slowdowns. Only a gain above
-  ``threshold`` for ``patience`` steps in a row leads to a change.
+  ``threshold``, seen ``patience`` times in a row, leads to a change. Large gains are looked for in a short window,
+  small ones (a quarter of the threshold) in one nine times as long, where noise can't feign them.
 - After a change nothing changes for ``cooldown`` steps; each further change doubles that, a calm of four times its
   length halves it again. So a drive that is slow by turns is followed when the turns are long, and soon left alone when
   they are short: no series of times makes it swing between two plans.
@@ -31,6 +32,7 @@ from emucsd.stannis.plan.replan import replan
 from emucsd.stannis.plan.strategy import few
 
 _CALM = 4  # cool-downs without a wish to change, until it is halved
+_SLOWER, _SMALLER = 9, 4  # the second window is so much longer, for gains so much smaller
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,55 @@ class Change:
         return f"{few(told, 1)}; a step is {self.gain:.0%} longer than it need be"
 
 
+class Watch:
+    """Looks at the last steps for a gain that stays."""
+
+    def __init__(self, engines: Sequence[Engine], window: int, threshold: float, patience: int, every: int) -> None:
+        """:param every: steps from one look to the next"""
+        self._engines, self._window, self._every = engines, window, every
+        self._threshold, self._patience = threshold, patience
+        self._ratios: list[deque[float]] = [deque(maxlen=window) for _ in engines]
+        self._steps = 0
+        self.streak = 0  # looks in a row that saw a gain
+
+    def observe(self, ratios: Sequence[float | None]) -> None:
+        """:param ratios: by rank: time over the predicted one; None: not known"""
+        for known, ratio in zip(self._ratios, ratios, strict=True):
+            if ratio is not None:
+                known.append(ratio)
+        self._steps += 1
+        if self._steps % self._every == 0:
+            self.streak = self.streak + 1 if self._gain() > self._threshold else 0
+
+    @property
+    def sure(self) -> bool:
+        """Whether the gain has stayed for long enough."""
+        return self.streak >= self._patience
+
+    @property
+    def slowdowns(self) -> tuple[float, ...]:
+        """By rank; 1 where nothing was observed yet."""
+        return tuple(median(ratios) if ratios else 1.0 for ratios in self._ratios)
+
+    def _gain(self) -> float:
+        """What can be had at most: all ranks busy all the time, memories left aside."""
+        if any(2 * len(ratios) < self._window for ratios in self._ratios):
+            return 0.0
+        times = [one.step_seconds * slow for one, slow in zip(self._engines, self.slowdowns, strict=True)]
+        rate = sum(one.batch / time for one, time in zip(self._engines, times, strict=True))
+        return max(times) * rate / sum(one.batch for one in self._engines) - 1
+
+
 class Retuner:
     """Watches a run's steps. Each rank has one and feeds it the same numbers."""
 
     def __init__(
-        self, plan: Plan, *, window: int = 11, threshold: float = 0.10, patience: int = 5, cooldown: int = 30
+        self, plan: Plan, *, window: int = 11, threshold: float = 0.20, patience: int = 5, cooldown: int = 30
     ) -> None:
         """
         :param window: steps that a slowdown is the median of
-        :param threshold: gain that is worth a change
-        :param patience: steps in a row with that gain
+        :param threshold: gain that is worth a change at once; a quarter of it is worth one in time
+        :param patience: how many times in a row it must be seen
         :param cooldown: steps after the first change without another
         :raises PlanError: a number out of range
         """
@@ -85,8 +126,15 @@ class Retuner:
         """Watch another plan: the one that a change led to, or one without a rank that was lost."""
         by_node = {engine.node: engine for engine in plan.engines}
         self._engines = [by_node[share.node].at(share.batch) for share in plan.shares]
-        self._ratios: list[deque[float]] = [deque(maxlen=self.window) for _ in self._engines]
-        self._streak = 0
+        self._watches = (
+            Watch(self._engines, self.window, self.threshold, self.patience, 1),
+            Watch(self._engines, _SLOWER * self.window, self.threshold / _SMALLER, self.patience, _SLOWER),
+        )
+
+    @property
+    def slowdowns(self) -> tuple[float, ...]:
+        """By rank: time over the predicted one, lately; 1 where nothing was observed yet."""
+        return self._watches[0].slowdowns
 
     def observe(self, seconds: Sequence[float], images: Sequence[int]) -> Change | None:
         """A step that all ranks have taken.
@@ -95,29 +143,16 @@ class Retuner:
         :param images: by rank: samples of this step (``order.sizes``); ranks that had none tell nothing
         :returns: a change that is due now; ``retuned`` makes the plan of it, then call ``follow``
         """
-        for engine, ratios, took, count in zip(self._engines, self._ratios, seconds, images, strict=True):
-            if count > 0 and 0 < took < math.inf:
-                ratios.append(took / engine.seconds(count))
+        ratios = [
+            took / engine.seconds(count) if count > 0 and 0 < took < math.inf else None
+            for engine, took, count in zip(self._engines, seconds, images, strict=True)
+        ]
+        for watch in self._watches:
+            watch.observe(ratios)
         self._left = max(self._left - 1, 0)
-        wished = self._gain() > self.threshold
-        self._streak = self._streak + 1 if wished else 0
-        self._rest(wished)
-        if self._streak < self.patience or self._left:
-            return None
-        return self._change()
-
-    def _gain(self) -> float:
-        """What can be had at most: all ranks busy all the time, memories left aside."""
-        if any(2 * len(ratios) < self.window for ratios in self._ratios):
-            return 0.0
-        times = [one.step_seconds * slow for one, slow in zip(self._engines, self.slowdowns, strict=True)]
-        rate = sum(one.batch / time for one, time in zip(self._engines, times, strict=True))
-        return max(times) * rate / sum(one.batch for one in self._engines) - 1
-
-    @property
-    def slowdowns(self) -> tuple[float, ...]:
-        """By rank: time over the predicted one; 1 where nothing was observed yet."""
-        return tuple(median(ratios) if ratios else 1.0 for ratios in self._ratios)
+        self._rest(any(watch.streak for watch in self._watches))
+        sure = next((watch for watch in self._watches if watch.sure), None)
+        return None if sure is None or self._left else self._change(sure)
 
     def _rest(self, wished: bool) -> None:
         """Shorten the pause after a calm."""
@@ -125,15 +160,15 @@ class Retuner:
         if self._calm >= _CALM * self._pause:
             self._pause, self._calm = max(self._pause // 2, self.cooldown), 0
 
-    def _change(self) -> Change | None:
+    def _change(self, watch: Watch) -> Change | None:
         """The best batches for the slowdowns, if memories leave them worth it."""
-        slowdowns = self.slowdowns
+        slowdowns = watch.slowdowns
         slowed = [one.at(one.batch, slow) for one, slow in zip(self._engines, slowdowns, strict=True)]
         batches = sizes.fastest(slowed, sum(one.batch for one in slowed))
         engines = tuple(one.at(batch) for one, batch in zip(slowed, batches, strict=True))
         gain = max(one.step_seconds for one in slowed) / max(one.step_seconds for one in engines) - 1
-        self._streak = 0
-        if gain <= self.threshold:
+        watch.streak = 0
+        if gain <= self.threshold / _SMALLER:
             return None
         self._left = self._pause
         self._pause, self._calm = 2 * self._pause, 0
