@@ -64,9 +64,11 @@ def _apart(svg: str, name: str) -> str:
 
 
 def shown(value: float, unit: str) -> str:
-    """A figure with its unit."""
+    """A figure with its unit; ``holds`` is of claims without one."""
     if unit == "R2":
         return f"{value:.5f}"
+    if unit == "holds":
+        return "holds" if value else "does not"
     return f"{value:.3g}{UNITS.get(unit, ' ' + unit)}"
 
 

@@ -141,20 +141,28 @@ class Fabric:
         :param first: when a message of each can enter; ``last``: when all of it has come
         :returns: the same at the other end
         """
-        order = np.lexsort((first, where))
-        at, service = where[order], size[order] / rate
-        head = np.concatenate(([True], at[1:] != at[:-1]))  # first of its link
-        group = np.cumsum(head) - 1
-        done = np.cumsum(service)
-        done -= (done - service)[head][group]  # work of its link up to and with it
-        earliest = np.maximum(first[order], free[at]) - (done - service)
-        lift = np.ptp(earliest) + 1.0  # parts the links from each other, so that one running maximum serves all
-        begin = np.maximum.accumulate(earliest + group * lift) - group * lift
-        ended = begin + done
-        tail = np.concatenate((at[1:] != at[:-1], [True]))
-        free[at[tail]] = ended[tail]
-        message = np.minimum(self.links.message_bytes, size[order]) / rate
-        entered, left = np.empty_like(first), np.empty_like(last)
-        entered[order] = ended - service + message + latency
-        left[order] = np.maximum(ended, last[order] + message) + latency
-        return entered, left
+        service, message = size / rate, np.minimum(self.links.message_bytes, size) / rate
+        if np.bincount(where).max() == 1:  # nobody shares
+            ended = np.maximum(first, free[where]) + service
+            free[where] = ended
+        else:
+            ended = _queued(free, where, first, service)
+        return ended - service + message + latency, np.maximum(ended, last + message) + latency
+
+
+def _queued(free: Floats, where: Ints, first: Floats, service: Floats) -> Floats:
+    """When each has been served by its link: a queue for each, all at once. :param free: changed"""
+    order = np.lexsort((first, where))
+    at, takes = where[order], service[order]
+    head = np.concatenate(([True], at[1:] != at[:-1]))  # first of its link
+    group = np.cumsum(head) - 1
+    done = np.cumsum(takes)
+    done -= (done - takes)[head][group]  # work of its link up to and with it
+    earliest = np.maximum(first[order], free[at]) - (done - takes)
+    lift = np.ptp(earliest) + 1.0  # parts the links from each other, so that one running maximum serves all
+    ended = np.maximum.accumulate(earliest + group * lift) - group * lift + done
+    tail = np.concatenate((at[1:] != at[:-1], [True]))
+    free[at[tail]] = ended[tail]
+    found = np.empty_like(first)
+    found[order] = ended
+    return found

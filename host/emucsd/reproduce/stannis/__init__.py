@@ -1,0 +1,1 @@
+"""Stannis' figures: ``emucsd reproduce stannis``."""

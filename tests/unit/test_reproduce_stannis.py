@@ -1,0 +1,206 @@
+"""Stannis' claims out of points: the right figures, notes that follow from them, a report that shows them."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from emucsd.cli.reproduce import show_stannis
+from emucsd.reproduce import drawing
+from emucsd.reproduce.stannis import published as paper
+from emucsd.reproduce.stannis.claims import all_claims, real_claims, retuned_claims
+from emucsd.reproduce.stannis.plots import PLOTS, draw_all
+from emucsd.reproduce.stannis.points import energies, flash_seconds, knee, measure, tune_networks
+from emucsd.reproduce.stannis.real_data import PRIVATE_SHARE, generated, prepare
+from emucsd.reproduce.stannis.report import make_report
+from emucsd.reproduce.stannis.run import run_reproduce
+from emucsd.reproduce.stannis.settings import FULL, QUICK, REASONS, Settings
+from emucsd.stannis.data import source
+from emucsd.stannis.fleet import profiles
+from emucsd.stannis.fleet.training import Flash
+
+STEPS = {"seconds": 1.0, "loss": 1.19, "accuracy": 0.31}
+REAL: dict[str, Any] = {
+    "about": "really <trained>",
+    "train_images": 10,
+    "test_images": 5,
+    "epochs": 1,
+    "ranks": [
+        {"node": f"process{n}", "batch": 8 - n, "private": n, "public": 4, "private_share": n / (n + 4)}
+        for n in range(6)
+    ],
+    "one": {"what": "one", **STEPS, "curve": [2.0, 1.5]},
+    "six": {"what": "six", **STEPS, "loss": 1.1907, "curve": [2.0, 1.5]},
+    "spread": {
+        "losses": [1.2],
+        "accuracies": [0.3],
+        "curves": [[2.1, 1.6]],
+        "apart": 0.02,
+        "runs": [{"what": "another", **STEPS}],
+    },
+    "weights_apart": 1e-7,
+}
+
+
+@pytest.fixture(scope="module")
+def result() -> dict[str, Any]:
+    """A quick run in virtual time, with a real part that was made up."""
+    found = run_reproduce(quick=True, real=False, scale=True)
+    del found["real_left_out"]
+    found["claims"] += [claim.record() for claim in real_claims(REAL)]
+    return found | {"real": REAL}
+
+
+def test_published_figures_come_out() -> None:
+    """Table I, Table II, 2.7x and where it bends: each within 15 %, with other jitters than the report's too."""
+    tuned = {name: one for name, (one, _) in tune_networks().items()}
+    points, trained = measure(tuned, replace(FULL, steps=3), 2, Flash(), lambda _text, _done: None)
+    claims = all_claims(tuned, points, energies(trained, list(paper.ENERGY))[1])
+    assert {claim.claim: claim.deviation for claim in claims if not claim.near} == {}
+    assert len(claims) >= 30
+
+
+def test_what_is_fitted_is_said_to_be(result: dict[str, Any]) -> None:
+    """A figure that could not have come out otherwise says so; others were predicted, and have figures in the note."""
+    for claim in result["claims"]:
+        fitted = claim["note"].startswith(("Fitted", "Input"))
+        if "rate" in claim["claim"] or "Newport's" in claim["claim"] or claim["claim"].endswith("over the host alone"):
+            assert fitted, claim["claim"]
+        if "the host's batch" in claim["claim"] or "converges" in claim["claim"]:
+            assert claim["note"].startswith("Predicted")
+            assert any(letter.isdigit() for letter in claim["note"])
+
+
+def test_only_one_figure_hangs_on_what_was_fitted() -> None:
+    """With the tunnels at another rate the speed-up is another, and the power model still meets both of its ends."""
+    tuned = {name: one for name, (one, _) in tune_networks().items()}
+    few = replace(QUICK, csds=(0, 4, 24), steps=1)
+    points, trained = measure(tuned, few, 1, Flash(), lambda _text, _done: None)
+    power, rows = energies(trained, [0, 4, 24])
+    assert [rows[0].joules_per_image, rows[-1].joules_per_image] == pytest.approx([13.10, 4.02])
+    assert rows[-1].flops_ratio == pytest.approx(12.26 / 5.87)
+    assert power.watts(0) == pytest.approx(13.10 * trained[0].rate)
+    assert {point.network for point in points} == set(profiles.networks())
+
+
+def test_tuning_ends_within_the_margin() -> None:
+    """The host's step is at most 1.25 of Newport's, and not below it; memory takes both batches."""
+    for tuned, tuning in tune_networks().values():
+        assert 1 < tuned.seconds[1] / tuned.seconds[0] <= 1.25
+        assert tuned.newport <= tuned.fits[0]
+        assert tuned.host <= tuned.fits[1]
+        assert tuned.trials == len(tuning.trials)
+
+
+def test_knee() -> None:
+    """The bend of two straight lines is where they meet."""
+    assert knee({x: min(x, 5 + 0.1 * (x - 5)) for x in range(1, 20)}) == 5
+
+
+def test_reading_samples_is_small() -> None:
+    """By the emulated drive's profile a sample takes some 0.1 ms, and longer through PCIe."""
+    flash = flash_seconds()
+    assert 50e-6 < flash.newport < flash.host < 300e-6
+
+
+def test_speed_and_energy_make_sense(result: dict[str, Any]) -> None:
+    """More CSDs are faster and take less energy an image; the all-reduce takes longer, and each CSD loses more."""
+    for name in profiles.networks():
+        points = [point for point in result["points"] if point["network"] == name and point["csds"] >= 1]
+        for key in ("rate", "sync_seconds", "slowdown"):
+            values = [point[key] for point in points if key != "rate" or point["csds"] >= 4]
+            assert values == sorted(values), (name, key)
+    joules = [row["joules_per_image"] for row in result["energy"]["rows"]]
+    assert joules == sorted(joules, reverse=True)
+    rows = {row["what"]: row["speedups"]["mobilenet_v2"] for row in result["sensitivity"]}
+    assert rows["engines' ends of the tunnel half as fast"] < rows["nothing"]
+    assert rows["nothing"] < rows["engines' ends of the tunnel twice as fast"]
+
+
+def test_scale_makes_sense(result: dict[str, Any]) -> None:
+    """Large fleets lose a part of their rate, unequal private data costs time, and following slow engines gains."""
+    scale = result["scale"]
+    hosts = {(row["network"], row["algorithm"], row["servers"]): row["efficiency"] for row in scale["hosts"]}
+    for (network, algorithm, servers), efficiency in hosts.items():
+        assert 0 < efficiency <= hosts[network, algorithm, 1] * 1.001 <= 1.001, servers
+    for network in ("mobilenet_v2", "inception_v3"):
+        last = max(QUICK.servers)
+        assert hosts[network, "hierarchical", last] > hosts[network, "ring", last] > hosts[network, "tree", last]
+    assert [row["bound_by"] for row in scale["one_host"] if row["algorithm"] == "ring"] == ["drives", "hosts"]
+    assert scale["imbalance"][0]["epoch_over_even"] == 1
+    assert scale["imbalance"][-1]["epoch_over_even"] > 1.2
+    for row in scale["retuning"]:
+        assert row["gain"] > 1.1
+        assert row["energy_gain"] > 1
+        assert row["changes"] == 1
+        assert row["global_batch"] == scale["retuning"][0]["global_batch"]
+    speed, energy = retuned_claims(scale["retuning"])
+    assert speed.ours == max(row["gain"] for row in scale["retuning"])
+    assert energy.ours > 1
+
+
+def test_claims_on_the_real_run() -> None:
+    """Losses and accuracies of six ranks over one; the note has the chance between two runs."""
+    loss, accuracy = real_claims(REAL)
+    assert loss.published == pytest.approx(1.0040, abs=1e-4)
+    assert loss.ours == pytest.approx(1.1907 / 1.19)
+    assert "2.0%" in loss.note
+    assert accuracy.ours == 1
+
+
+def test_report(result: dict[str, Any], tmp_path: Path) -> None:
+    """The page has every claim, parameter and plot; the command shows them; the same result draws the same bytes."""
+    drawn = draw_all(tmp_path, result)
+    page = make_report(result, {name: svg for name, (_, svg) in drawn.items()})
+    for claim in result["claims"]:
+        assert html.escape(claim["claim"]) in page
+    for parameter in result["parameters"]:
+        assert f"<td>{parameter['name']}</td>" in page
+    assert "really &lt;trained&gt;" in page
+    assert page.count("<svg") == len(drawn)
+    assert set(drawn) in (set(PLOTS), set())
+    console = Console(record=True, width=200)
+    show_stannis(result | {"files": ["a.html"]}, console)
+    text = console.export_text()
+    assert "really <trained>" in text
+    assert "written: a.html" in text
+    if drawn:
+        first = drawn["hosts"][1].read_bytes()
+        assert drawing.draw_all(tmp_path, result, {"hosts": PLOTS["hosts"]})["hosts"][1].read_bytes() == first
+
+
+def test_same_seed_same_figures(result: dict[str, Any]) -> None:
+    """Another run gives the same figures, digit for digit; another seed others."""
+    again = run_reproduce(quick=True, real=False, scale=False)
+    for key in ("tuned", "points", "energy", "sensitivity"):
+        assert json.dumps(again[key]) == json.dumps(result[key]), key
+
+
+def test_settings_have_reasons() -> None:
+    """Every reason is of a setting, and both sets have the figures that the paper's tables need."""
+    assert set(REASONS) <= set(Settings.__dataclass_fields__)
+    for settings in (FULL, QUICK):
+        assert set(paper.ENERGY) <= set(settings.csds)
+        assert settings.servers[0] == 1
+
+
+def test_samples_of_the_real_run(tmp_path: Path) -> None:
+    """Every image is in one pool, a fifth of them in private ones; generated ones come again from the same seed."""
+    few = replace(QUICK, images=(200, 50))
+    files = prepare(tmp_path, None, few, seed=3)
+    pools = [source.open(str(path)) for path in (files.public, *files.private, files.test)]
+    assert [pool.count for pool in pools] == [*files.counts, files.tests]
+    assert sum(files.counts) == 200
+    assert sum(files.counts[1:]) == round(PRIVATE_SHARE * 200)
+    assert {len(pool.classes) for pool in (pools[0], pools[-1])} == {10}
+    first, again = generated(20, 3), generated(20, 3)
+    assert (first[0] == again[0]).all()
+    assert (first[1] == again[1]).all()
+    for pool in pools:
+        pool.close()
