@@ -252,13 +252,13 @@ def _compared(
         "apart": max(losses) / min(losses) - 1,
         "runs": [_without_curve(run) for run in runs],
     }
-    train = sum(files.counts)
+    train, others = sum(files.counts), ", ".join(f"{run['loss']:.4f}" for run in runs)
     about = (
         f"Really trained, small network, {files.about}: {train:,} to train on, {train - files.counts[0]:,} of them "
         f"private to five of six ranks, batches {', '.join(map(str, plan.batches))}, {settings.real_epochs} epochs of "
         f"{plan.steps} steps. Test loss {six['loss']:.4f} on six ranks, {one['loss']:.4f} on one process with the same "
         f"steps ({abs(six['loss'] / one['loss'] - 1):.3%} apart); accuracy {six['accuracy']:.4f} and "
-        f"{one['accuracy']:.4f}. The same one process with other seeds: {', '.join(f'{loss:.4f}' for loss in spread['losses'])}."
+        f"{one['accuracy']:.4f}. The same one process with other seeds: {others}."
     )
     return {
         "about": about,
