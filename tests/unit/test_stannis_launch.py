@@ -150,7 +150,7 @@ def test_what_events_add_up_to() -> None:
     standing = Standing({"host": "host-local", "isp0": "local"}, {"host": "host", "isp0": "csd"})
     for number in range(1, 5):
         standing.take(step(number, at=10.0 + number, host=(10, 1.0, 0.0), isp0=(2, 0.75, 0.25)))
-    standing.take({"event": "lost", "time": 14.0, "node": "isp0", "text": "gone"})
+    standing.take({"event": "lost", "time": 14.0, "node": "isp0", "why": "gone"})
     record = standing.record()
     assert record["images"] == 48
     assert record["losses"] == [(1, 1.9), (2, 1.8), (3, 1.7), (4, 1.6)]
@@ -168,7 +168,7 @@ def test_plain_lines_tell_what_changes(capsys: pytest.CaptureFixture[str]) -> No
     """Where nobody looks at a terminal, losses and steps are lines."""
     standing = Standing({"host": "process"}, {"host": "host"})
     lines = Lines(Console(width=200), SPEC)
-    for event in (step(1, at=1.0, host=(4, 1.0, 0.0)), {"event": "lost", "time": 2.0, "node": "host", "text": "gone"}):
+    for event in (step(1, at=1.0, host=(4, 1.0, 0.0)), {"event": "lost", "time": 2.0, "node": "host", "why": "gone"}):
         standing.take(event)
         lines.event(event, standing)
     said = capsys.readouterr().out

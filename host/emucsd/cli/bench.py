@@ -39,6 +39,10 @@ def _mbit(value: float) -> str:
     return f"{value:,.0f} Mbit/s"
 
 
+def _images(value: float) -> str:
+    return f"{value:.1f} images/s"
+
+
 def _percent(value: float) -> str:
     return f"{value:.1f} % of a core"
 
@@ -82,6 +86,16 @@ FIGURES = {
     "tunnel_idle_host_percent": ("processor time of the host's end while nothing comes", _percent),
     "tunnel_idle_isp_percent": ("of the ISP engine's end", _percent),
     "tunnel_idle_drive_percent": ("of the drive", _percent),
+    "speed_ratio": ("training: the host's rank against one engine's, each alone on its tuned batch", _plain),
+    "whole_images_per_s": ("host and engines together, tuned batches", _images),
+    "equal_images_per_s": ("the same, equal batches on all ranks", _images),
+    "whole_over_sum": ("together, against the sum of all alone", _plain),
+    "whole_over_equal": ("tuned batches against equal ones", _plain),
+    "sync_mb": ("gradients of MobileNetV2 over the tunnel, each way", _mb),
+    "iperf_bidir_mb": ("iperf3 over it, each way while both go on", _mb),
+    "iperf_mb": ("the same, one way alone", _mb),
+    "sync_share": ("gradients against iperf3, both ways at once", _plain),
+    "sync_one_way_share": ("gradients each way, against iperf3 one way alone", _plain),
     "mount_read_qd1_iops": ("mounted namespace, random 4 KiB reads by fio, queue depth 1", _iops),
     "mount_read_qd32_iops": ("the same, queue depth 32", _iops),
     "mount_write_qd1_iops": ("random 4 KiB writes, queue depth 1", _iops),
@@ -131,6 +145,14 @@ def run_mount(settings: Settings) -> Result:
     from emucsd.bench.mount import run_mount_bench
 
     return run_mount_bench(seconds=settings.time, profile=settings.profile)
+
+
+def run_stannis(settings: Settings) -> Result:
+    from emucsd.bench.stannis import run_stannis_bench
+    from emucsd.cli.progress import spinner
+
+    with spinner("training") as tell:
+        return run_stannis_bench(data=settings.data, steps=settings.steps, seconds=settings.time, tell=tell)
 
 
 def run_vm(settings: Settings) -> Result:
@@ -187,6 +209,13 @@ COMMAND = Command(
                 options=(Option("--time", "how long each job takes", 2.0, seconds, metavar="SECONDS"),
                          Option("--profile", "of the drive", "null")),
                 examples=("emucsd bench mount", "emucsd bench mount --time 5 --json")),
+        Command("stannis", "training on a host and two slow engines: together, alone, with equal batches", run_stannis,
+                show,
+                options=(Option("--data", "images of 32x32, as for emucsd train (default: made here)", None,
+                                metavar="LOC"),
+                         Option("--steps", "that are measured of each run", 8, count),
+                         Option("--time", "how long each run of iperf3 takes", 3.0, seconds, metavar="SECONDS")),
+                examples=("emucsd bench stannis", "emucsd bench stannis --data cifar10.tar/train --json")),
         Command("vm", "a drive in a guest machine against QEMU's own NVMe device", run_vm, show,
                 options=(Option("--rounds", "of all disks and queue depths", 5, count),
                          Option("--time", "how long each run takes", 2.0, seconds, metavar="SECONDS")),

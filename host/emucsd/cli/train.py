@@ -178,6 +178,8 @@ def _plot(record: Result, folder: Path) -> str | None:
 
 
 def show(result: Result, console: Console) -> None:
+    from emucsd.stannis.launch.progress import told
+
     training, ended = result["training"], result["ended"]
     if result["dry_run"]:
         console.print(
@@ -200,9 +202,9 @@ def show(result: Result, console: Console) -> None:
     console.print(table)
     line = f"{ended['how']}: {training['steps']} steps, {training['images']:,} images in "
     line += f"{show_time(training['seconds'] * 1e9)}, {training['images_per_second']:.1f} images/s"
-    if training["losses"]:
-        line += f", loss {training['losses'][-1][1]:.4f}"
     console.print(escape(line))
+    for epoch in training["epochs"][-1:]:
+        console.print(escape(told({"event": "epoch", **epoch})))
     privacy = result["privacy"]
     if privacy.get("verdict"):
         console.print(escape(f"private samples: {privacy['verdict']}: {privacy.get('why', '')}"), soft_wrap=True)

@@ -148,16 +148,19 @@ def _told_epoch(event: Mapping[str, Any]) -> str:
 
 def _told_checkpoint(event: Mapping[str, Any]) -> str:
     if event.get("error"):
-        return f"checkpoint not kept: {event.get('text') or event['error']}"
+        return f"checkpoint not kept: {event['error']}"
     return ""
 
 
 _TELLERS = {
     "hello": lambda event: f"{event['node']} has joined",
-    "lost": lambda event: f"{event['node']} is lost: {event.get('text') or event.get('why', '')}",
+    "lost": lambda event: f"{event['node']} is lost: {event['why']}",
+    "missing": lambda event: f"{event['node']} is left out: {event['why']}",
+    "refused": lambda event: f"{event.get('node', 'somebody')} may not join: {event['text']}",
+    "resumed": lambda event: f"going on after step {event['step']}, kept in {event['where']}",
     "rejoined": lambda event: f"{event['node']} is back",
     "plan": lambda event: str(event.get("table", "")),
-    "retuned": lambda event: f"batches are now {event.get('batches')}: {event.get('why', '')}",
+    "retuned": lambda event: f"batches are now {event['batches']}: {event['why']}",
     "epoch": _told_epoch,
     "checkpoint": _told_checkpoint,
 }

@@ -21,17 +21,6 @@ from emucsd.stannis.launch.standing import Standing
 VERSION = 1
 
 
-class Watch:
-    """The drives' counters, before and after."""
-
-    def __init__(self, fleet: Fleet, cluster: Cluster) -> None:
-        self._fleet, self._cluster = fleet, cluster
-
-    def end(self, standing: Standing) -> dict[str, Any]:
-        """What crossed."""
-        return {}
-
-
 def make(
     request: Request,
     fleet: Fleet,

@@ -20,6 +20,7 @@ class NodeStanding:
 
     :ivar state: waiting, ready, training, lost
     :ivar batch: of the plan in force
+    :ivar sent: bytes that it gave to the additions of gradients, by its own account
     :ivar seconds: of all its steps, by what they went to
     :ivar recent: (images, seconds) of its last steps
     """
@@ -30,6 +31,7 @@ class NodeStanding:
     batch: int = 0
     images: int = 0
     steps: int = 0
+    sent: int = 0
     losses: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TIMES, 0.0))
     recent: deque[tuple[int, float, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
@@ -67,6 +69,7 @@ class NodeStanding:
             "images_per_computing_second": _over(self.images, self.seconds["compute"] + self.seconds["load"]),
             "waiting_share": self.waiting,
             "seconds": {name: round(value, 6) for name, value in self.seconds.items()},
+            "gradient_bytes_sent": self.sent,
             "times_lost": self.losses,
         }
 
@@ -132,8 +135,7 @@ class Standing:
 
     def _retuned(self, event: Event) -> None:
         self.changes.append({**_without(event), "event": "retuned"})
-        for share, batch in zip(self.plans[-1]["shares"], event.get("batches", ()), strict=False):
-            self.nodes[share["node"]].batch = batch
+        self._plan(event)
 
     def _step(self, event: Event) -> None:
         now, steps = float(event["time"]), int(event.get("steps", 1))
@@ -157,6 +159,7 @@ class Standing:
             node.seconds[name] += value
         node.images += images
         node.steps += steps
+        node.sent += int(event["sent"][place]) if "sent" in event else 0
         node.state = "training"
         node.recent.append((images, taken, seconds["wait"]))
         self.meter.add(node.name, taken, seconds["compute"] + seconds["load"], seconds["transfer"])
@@ -168,6 +171,13 @@ class Standing:
         node.losses += 1
         node.recent.clear()
         self.changes.append({**_without(event), "event": "lost"})
+
+    def _missing(self, event: Event) -> None:
+        self._node(event).state = "left out"
+        self.changes.append({**_without(event), "event": "missing"})
+
+    def _resumed(self, event: Event) -> None:
+        self.changes.append({**_without(event), "event": "resumed"})
 
     def _rejoined(self, event: Event) -> None:
         self._node(event).state = "ready"

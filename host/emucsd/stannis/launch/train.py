@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from emucsd.stannis.launch import places, record
 from emucsd.stannis.launch.errors import RunTaken
 from emucsd.stannis.launch.fleet import Fleet, open_fleet
 from emucsd.stannis.launch.progress import Display
+from emucsd.stannis.launch.proof import Witness
 from emucsd.stannis.launch.request import Request
 from emucsd.stannis.launch.run import Run
 from emucsd.stannis.launch.ship import shipped
@@ -66,6 +68,7 @@ def train(
     :param watch: is given the fleet and the run before it starts: for whoever wants to disturb it
     :returns: what ``record.json`` holds
     :raises RunFailed: the run ended without a result; the record says how
+    :raises PrivacyBroken: it is done, and private bytes have left their drive; the record says which
     :raises RunTaken: the folder is another run's, or none's where one is to be resumed
     :raises EmucsdError: drives, engines or samples can't be had
     """
@@ -77,7 +80,7 @@ def train(
         request = dataclasses.replace(request, drive_size=str(needed_bytes(request)))
     called, files = shipped(getattr(request.spec, name) for name in CODE)
     changes: dict[str, Any] = {name: called[getattr(request.spec, name)] for name in CODE}
-    spec = dataclasses.replace(request.spec, **changes)
+    spec = dataclasses.replace(request.spec, threads=threads(request), **changes)
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="emucsd-")))  # short: sockets lie in it
         fleet = stack.enter_context(open_fleet(request, work, folder.absolute() / "checkpoints", display.note))
@@ -85,18 +88,27 @@ def train(
         standing = Standing(fleet.kinds, fleet.profiles)
         saver = _Saver(folder, standing, display)
         run = Run(fleet.nodes, spec, cluster, folder, standing, options=how.words(request), files=files, tell=saver)
-        proof = record.Watch(fleet, cluster)
+        witness = Witness(fleet, cluster, standing)
         watch(fleet, run)
         failure: EmucsdError | None = None
-        try:
-            run.run()
-        except EmucsdError as problem:
-            failure = problem
-        found = record.make(request, fleet, cluster, standing, run, begun, failure, proof.end(standing))
+        with witness.watching():
+            try:
+                run.run()
+            except EmucsdError as problem:
+                failure = problem
+        found = record.make(request, fleet, cluster, standing, run, begun, failure, witness.record)
         record.write(folder, found)
         if failure is not None:
             raise failure
+        if witness.proof is not None:
+            witness.proof.demand()
         return found
+
+
+def threads(request: Request) -> dict[str, int]:
+    """As asked for; plain processes share this computer's processors evenly."""
+    cores = max(len(request.host_cores or os.sched_getaffinity(0)) // max(request.processes, 1), 1)
+    return {**{f"process{number}": cores for number in range(request.processes)}, **request.spec.threads}
 
 
 def prepare(request: Request, folder: Path, how: How) -> None:
