@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import queue
@@ -12,9 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from emucsd.stannis.group import options
 from emucsd.stannis.group.cluster import Cluster, Member, Place
+from emucsd.stannis.group.controller import Controller
+from emucsd.stannis.group.events import Events
+from emucsd.stannis.group.server import Server
+from emucsd.stannis.group.worker import Worker
 from emucsd.stannis.spec import Spec
 
 TOKEN = "a token of some length"
@@ -183,3 +189,68 @@ class TrainingRun:
         for process in (self.coordinator, *self.workers.values()):
             process.end()
         self._reader.join(PATIENCE)
+
+
+# -- the same in one process: quicker, where nothing is to be killed
+
+
+class Led(NamedTuple):
+    """How a run in this process ended."""
+
+    status: int
+    events: list[dict[str, Any]]
+    workers: dict[str, int]
+
+    def one(self, event: str) -> dict[str, Any]:
+        """The only event of its kind."""
+        (found,) = [one for one in self.events if one["event"] == event]
+        return found
+
+
+def led(
+    tmp_path: Path,
+    spec: Spec,
+    cluster: Cluster,
+    *words: str,
+    meanwhile: Callable[[tuple[str, int]], None] | None = None,
+    watch: Callable[[Controller], None] | None = None,
+) -> Led:
+    """A run whose coordinator and workers are threads of this process, to its end.
+
+    :param meanwhile: is called, on a thread, with the coordinator's address once a worker has trained a step
+    :param watch: is called, on the same, with the controller
+    """
+    (tmp_path / "token").write_text(TOKEN)
+    argv = ["--spec", "spec.json", "--cluster", "cluster.json", "--tuning", str(tmp_path / "tuning.json"), *words]
+    said, statuses = io.StringIO(), dict[str, int]()
+    events = Events(said)
+    server = Server("127.0.0.1", 0, TOKEN, 10.0)
+    controller = Controller(spec, cluster, options.coordinator_parser().parse_args(argv), server, events)
+    server.start()
+
+    def work(name: str) -> None:
+        words = ["--coordinator", f"127.0.0.1:{server.address[1]}", "--node", name]
+        parsed = options.worker_parser().parse_args([*words, "--token-file", str(tmp_path / "token")])
+        statuses[name] = Worker(parsed).run()
+
+    def disturb() -> None:
+        while not controller.rounds.steps.last:
+            time.sleep(0.005)
+        if meanwhile is not None:
+            meanwhile(server.address)
+        if watch is not None:
+            watch(controller)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in cluster.names]
+    if meanwhile or watch:
+        threads.append(threading.Thread(target=disturb))
+    for thread in threads:
+        thread.start()
+    try:
+        status = controller.run()
+    finally:
+        server.close()
+        events.close()
+        for thread in threads:
+            thread.join(60.0)
+    return Led(status, [json.loads(line) for line in said.getvalue().splitlines()], statuses)

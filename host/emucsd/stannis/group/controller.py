@@ -246,9 +246,8 @@ class Controller:
         about = {"classes": list(self.inventory.classes), "readers": self.inventory.tests}
         attempts, resume = 0, bool(self.options.resume)
         while True:
-            known = max(self.rounds.steps.last, standing.at.step)
             now = self.rounds.run(standing.plan, {**about, "resume": resume}, self._during)
-            standing, done = self._after(now, standing, known)
+            standing, done = self._after(now, standing)
             if done:
                 break
             attempts = 0 if now.failures or now.asked else attempts + 1
@@ -268,10 +267,10 @@ class Controller:
         elif self.joining.ready:
             self.rounds.ask(now, "pause")
 
-    def _after(self, now: Round, standing: Standing, known: int) -> tuple[Standing, bool]:
+    def _after(self, now: Round, standing: Standing) -> tuple[Standing, bool]:
         """What to do after a round. :returns: where the run is, with the next plan; and whether it is done"""
         self._drop_failed(now)
-        newest = now.newest
+        newest, known = now.newest, max(self.rounds.steps.last, standing.at.step)
         if newest is None or (known > 0 and newest.step < known - 1):
             raise NoRanks(
                 f"no rank is left that has the state of step {known}; go on from the last checkpoint: --resume"

@@ -161,7 +161,7 @@ class Server:
             return
         strangers = [peer for peer in self._peers if not peer.node]
         if len(strangers) >= _STRANGERS:
-            self._drop(min(strangers, key=lambda peer: peer.heard), "too many strangers")
+            self._drop(min(strangers, key=lambda peer: peer.heard), "")
         sock.setblocking(False)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -236,7 +236,7 @@ class Server:
             elif peer.ending and quiet > HELLO_SECONDS:
                 self._drop(peer, "")
             elif not peer.node and quiet > HELLO_SECONDS:
-                self._drop(peer, "it never said hello")
+                self._drop(peer, "")  # it never said hello
             elif peer.node and not peer.ending and quiet > self._silence:
                 self._silent(peer, quiet)
 
@@ -256,8 +256,6 @@ class Server:
         peer.sock.close()
         if why and peer.node and not peer.ending:
             self.inbox.put(Came(peer, None, why))
-        elif why and not peer.ending:
-            self.inbox.put(Came(None, None, f"{peer.where}: {why}"))
 
     def _poke(self) -> None:
         with contextlib.suppress(OSError):
