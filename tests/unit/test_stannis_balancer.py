@@ -202,7 +202,7 @@ def test_strategies() -> None:
     assert plan.strategy == "duplicate"
     assert plan.images_per_second == max(plan.rates.values())
     assert plan.steps == 20
-    assert "csd1 decide the steps: nobody else can read 'of csd1'" in plan.why
+    assert "the number of steps comes from csd1: nobody else can read 'of csd1'" in plan.why
     duplicate, shorten = rates["duplicate"], rates["shorten"]
     assert (shorten.unique_share, shorten.samples) == (1, 1500)
     assert shorten.global_batch < plan.global_batch

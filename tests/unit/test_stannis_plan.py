@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -226,6 +228,22 @@ def test_table() -> None:
     assert lines[4].split()[:4] == ["csd1", "2", "25", "500"]
     assert "global batch 365" in lines[5]
     assert any(line.startswith("public: public samples even out all ranks") for line in lines)
+
+
+def test_documented_example(capsys: pytest.CaptureFixture[str]) -> None:
+    """The example of docs/stannis-plan.md prints what the page shows."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "stannis-plan.md").read_text(encoding="utf-8")
+    code = re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    printed = capsys.readouterr().out
+    trace, plan = names["found"].table(), names["plan"].table()
+    assert printed == f"{trace}\n{plan}\n"
+    engines, pools = names["engines"], names["pools"]
+    lacking = balance(engines, [replace(pools[0], count=4_000), *pools[1:]], seed=1, sync_seconds=0.4).table()
+    for shown in (trace, plan, lacking):
+        assert f"```\n{shown}\n```" in page
 
 
 # -- errors

@@ -22,14 +22,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from emucsd.stannis.errors import PlanError
 from emucsd.stannis.plan import batches as sizes
 from emucsd.stannis.plan.plan import Engine, Plan
 from emucsd.stannis.plan.replan import replan
-from emucsd.stannis.plan.strategy import few
 
 _CALM = 4  # cool-downs without a wish to change, until it is halved
 _SLOWER, _SMALLER = 9, 4  # the second window is so much longer, for gains so much smaller
@@ -55,9 +54,11 @@ class Change:
 
     def why(self) -> str:
         """A sentence for people."""
-        slow = sorted(range(len(self.engines)), key=lambda rank: -self.slowdowns[rank])
-        told = [f"{self.engines[rank].node} takes {self.slowdowns[rank]:.2f} times as long as planned" for rank in slow]
-        return f"{few(told, 1)}; a step is {self.gain:.0%} longer than it need be"
+        slowest = max(range(len(self.engines)), key=lambda rank: self.slowdowns[rank])
+        return (
+            f"{self.engines[slowest].node} takes {self.slowdowns[slowest]:.2f} times as long as planned; "
+            f"a step is {self.gain:.0%} longer than it need be"
+        )
 
 
 class Watch:
@@ -183,4 +184,5 @@ def retuned(plan: Plan, change: Change, *, epoch: int = 0, step: int = 0) -> Pla
     """
     new = {engine.node: engine for engine in change.engines}
     engines = [new.get(engine.node, engine) for engine in plan.engines]
-    return replan(plan, engines, plan.pools, epoch=epoch, step=step)
+    after = replan(plan, engines, plan.pools, epoch=epoch, step=step)
+    return replace(after, why=f"{change.why()}; {after.why}")

@@ -119,11 +119,7 @@ class Draft:
         """A sentence on the strategy and one on what decides the number of steps."""
         if chosen.strategy == "public":
             return f"public samples even out all ranks, at {float(self.deal.groups[0].steps):.4g} steps' worth each"
-        rates = ", ".join(
-            f"{one.strategy} gives {one.images_per_second:.4g} images/s ({one.unique_per_second:.4g} without repeats)"
-            for one in options
-        )
-        return f"{self._lack()}; {rates}; {self._bound()}"
+        return f"{self._lack()}; {'; '.join(map(_rate, options))}; {self._bound()}"
 
     def _lack(self) -> str:
         lacking = [rank for group in self.deal.groups if group.steps <= self.steps - 1 for rank in group.ranks]
@@ -134,10 +130,16 @@ class Draft:
     def _bound(self) -> str:
         group = self.deal.groups[0]
         pools = few([repr(self.pools[pool].name) for pool in group.pools])
-        return f"{self._named(group.ranks)} decide the steps: nobody else can read {pools}, or has room for it"
+        return f"the number of steps comes from {self._named(group.ranks)}: nobody else can read {pools}"
 
     def _named(self, ranks: Sequence[int]) -> str:
         return few([self.engines[rank].node for rank in ranks])
+
+
+def _rate(option: Option) -> str:
+    told = f"{option.strategy} gives {option.images_per_second:.4g} images/s"
+    repeats = option.unique_per_second < option.images_per_second
+    return f"{told}, {option.unique_per_second:.4g} without repeats" if repeats else told
 
 
 def few(names: Sequence[str], most: int = 3) -> str:
