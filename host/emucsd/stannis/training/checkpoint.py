@@ -81,7 +81,7 @@ def keeper(where: str) -> Store:
     """
     found = _NAMESPACE.fullmatch(where)
     if found is None:
-        return Folder(Path(where))
+        return Folder(where)
     with _medium(where):
         return Slots(Disk.open(nsid=int(found[1])), where)
 
@@ -109,10 +109,10 @@ class Folder:
     One process saves at a time. A file appears under its name when it is whole and on the medium.
     """
 
-    def __init__(self, path: Path, kept: int = KEPT) -> None:
-        self.path, self.kept = path, kept
+    def __init__(self, path: Path | str, kept: int = KEPT) -> None:
+        self.path, self.kept = Path(path), kept
         with _medium(str(path)):
-            path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
 
     def save(self, state: dict[str, Any]) -> CheckpointReport:
         """Write aside, fsync, rename, fsync the folder; then let the oldest go."""
