@@ -56,7 +56,7 @@ def save_until_killed(drive: Drive, place: checkpoint.Store, last: int) -> int:
 
 
 def test_drive_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """kill -9 of the drive amid saving: started again, it has the last state that was acknowledged, or the one after it,
+    """kill -9 of the drive amid saving: started again, it has the last state that was acknowledged or the one after it,
     and takes the next."""
     with served(tmp_path, monkeypatch) as (drive, place):
         with pytest.raises(CheckpointMissing):
