@@ -92,7 +92,7 @@ def test_a_drive_three_times_slower() -> None:
     assert followed.seconds - calm < (without - calm) / 10
     assert [step for step, _ in followed.changes] == [309]  # half a window to believe it, then patience
     assert followed.batches == (212, 7, 21)
-    assert followed.plans[1].why.startswith("csd0 takes 3.00 times as long as planned; a step is 183% longer")
+    assert followed.plans[1].why.startswith("csd0 takes 3.00 times as long as planned; all of it takes 183% longer")
 
 
 def test_global_batch_and_quotas() -> None:
@@ -242,6 +242,20 @@ def test_after_a_rank_was_lost() -> None:
     retuner.follow(left)
     assert left.batches == followed.batches[:2]  # batches as they were retuned, not as they were tuned
     assert retuner.slowdowns == (1.0, 1.0)
+
+
+def test_equal_batches_stay_equal() -> None:
+    """Plain data parallelism, planned for contrast, is not improved upon."""
+    plan = balance(trio().engines, trio().pools, equal=True)
+    assert not run(plan, 300, from_step(20, 1.0, 3.0, 1.0), Retuner(plan)).changes
+
+
+def test_what_quotas_do_not_allow() -> None:
+    """Where samples and not speeds decide, batches that gain time a step but no images stay as they are."""
+    engines = [Engine("a", 20, 20.0), Engine("b", 20, 20.0)]
+    plan = balance(engines, [private(2_000, "a"), private(400, "b")], strategy="shorten")
+    assert plan.batches == (20, 4)
+    assert not run(plan, 300, lambda step: [1.0, 1.0], Retuner(plan)).changes
 
 
 def test_bad_settings() -> None:

@@ -40,7 +40,7 @@ class Change:
 
     :ivar engines: by rank: with the new batches, and times as they are now
     :ivar slowdowns: by rank: time over the predicted one
-    :ivar gain: by which the step becomes shorter: 0.5: the old one takes 1.5 times as long
+    :ivar gain: by which the rate rises: 0.5: the old plan takes 1.5 times as long
     """
 
     engines: tuple[Engine, ...]
@@ -57,7 +57,7 @@ class Change:
         slowest = max(range(len(self.engines)), key=lambda rank: self.slowdowns[rank])
         return (
             f"{self.engines[slowest].node} takes {self.slowdowns[slowest]:.2f} times as long as planned; "
-            f"a step is {self.gain:.0%} longer than it need be"
+            f"all of it takes {self.gain:.0%} longer than it need"
         )
 
 
@@ -125,6 +125,7 @@ class Retuner:
 
     def follow(self, plan: Plan) -> None:
         """Watch another plan: the one that a change led to, or one without a rank that was lost."""
+        self._plan = plan
         by_node = {engine.node: engine for engine in plan.engines}
         self._engines = [by_node[share.node].at(share.batch) for share in plan.shares]
         self._watches = (
@@ -142,7 +143,8 @@ class Retuner:
 
         :param seconds: by rank: of computing, without waiting for others
         :param images: by rank: samples of this step (``order.sizes``); ranks that had none tell nothing
-        :returns: a change that is due now; ``retuned`` makes the plan of it, then call ``follow``
+        :returns: a change that is due now; ``retuned`` makes the plan of it, then call ``follow``. None for a plan of
+            equal batches, which are to stay equal
         """
         ratios = [
             took / engine.seconds(count) if count > 0 and 0 < took < math.inf else None
@@ -153,7 +155,7 @@ class Retuner:
         self._left = max(self._left - 1, 0)
         self._rest(any(watch.streak for watch in self._watches))
         sure = next((watch for watch in self._watches if watch.sure), None)
-        return None if sure is None or self._left else self._change(sure)
+        return None if sure is None or self._left or self._plan.equal else self._change(sure)
 
     def _rest(self, wished: bool) -> None:
         """Shorten the pause after a calm."""
@@ -162,18 +164,21 @@ class Retuner:
             self._pause, self._calm = max(self._pause // 2, self.cooldown), 0
 
     def _change(self, watch: Watch) -> Change | None:
-        """The best batches for the slowdowns, if memories leave them worth it."""
+        """The best batches for the slowdowns, if memories and quotas leave them worth it."""
         slowdowns = watch.slowdowns
         slowed = [one.at(one.batch, slow) for one, slow in zip(self._engines, slowdowns, strict=True)]
         batches = sizes.fastest(slowed, sum(one.batch for one in slowed))
         engines = tuple(one.at(batch) for one, batch in zip(slowed, batches, strict=True))
-        gain = max(one.step_seconds for one in slowed) / max(one.step_seconds for one in engines) - 1
-        watch.streak = 0
-        if gain <= self.threshold / _SMALLER:
+        plan, watch.streak = self._plan, 0
+        seconds = max(one.seconds(share.samples / plan.steps) for one, share in zip(slowed, plan.shares, strict=True))
+        rate = plan.samples / plan.steps / (seconds + plan.sync_seconds)
+        change = Change(engines, slowdowns, 0.0)
+        change = replace(change, gain=retuned(plan, change).images_per_second / rate - 1)
+        if change.gain <= self.threshold / _SMALLER:
             return None
         self._left = self._pause
         self._pause, self._calm = 2 * self._pause, 0
-        return Change(engines, slowdowns, gain)
+        return change
 
 
 def retuned(plan: Plan, change: Change, *, epoch: int = 0, step: int = 0) -> Plan:
