@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emucsd_firmware.ftl.mapping import read_page
+from emucsd_firmware.ftl.state import CHUNK_BITS
 from emucsd_firmware.nvme.namespaces import HOST_CONTROLLER, Namespace
 from emucsd_firmware.state import drive_at
 from emucsd_firmware.tunnel.state import WATCHED, Watch, watch_at
-from emucsd_firmware.tunnel.watch import SAMPLE_BITS, WINDOW, disregard, gear, learn, looked_for, windows
-from emucsd_wire.words import fence, get_i64, jit, load_u32
+from emucsd_firmware.tunnel.watch import SAMPLE_BITS, WORKING, disregard, gear, learn, looked_for, windows
+from emucsd_wire.words import fence, get_i64, get_u16, jit, load_u32
 
 if TYPE_CHECKING:
     from emucsd_firmware.drive import Drive
 
 MOST_PLACES = 1 << 24  # of the table: 128 MiB
 LEAST_PLACES = 1 << 12
-SLICE_PAGES = 1024  # between two looks at whether the drive is being closed
+SLICE_PAGES = 1 << 14  # between two looks at whether the drive is being closed
 LEARN, DISREGARD, COUNT = 0, 1, 2  # what becomes of a page's fingerprints
 _TRIES = 8
 
@@ -38,9 +39,13 @@ def survey(address: int, lpn: int, end: int) -> int:
     """How many of the logical pages [lpn, end) hold anything."""
     drive = drive_at(address, 0)
     pages = 0
-    for page in range(lpn, end):
-        if load_u32(drive.ftl.map, page) != 0:
+    while lpn < end:
+        if get_u16(drive.ftl.chunk_pages, lpn >> CHUNK_BITS) == 0:
+            lpn = ((lpn >> CHUNK_BITS) + 1) << CHUNK_BITS
+            continue
+        if load_u32(drive.ftl.map, lpn) != 0:
             pages += 1
+        lpn += 1
     return pages
 
 
@@ -55,6 +60,9 @@ def go_through(address: int, watch_address: int, lpn: int, end: int, use: int, m
     ftl = drive.ftl
     found, tries = 0, 0
     while lpn < end:
+        if get_u16(ftl.chunk_pages, lpn >> CHUNK_BITS) == 0:
+            lpn = ((lpn >> CHUNK_BITS) + 1) << CHUNK_BITS
+            continue
         entry = load_u32(ftl.map, lpn)
         page = read_page(ftl, lpn)
         count = windows(watch, page, ftl.page_bytes, marks) if page != 0 else 0
@@ -86,7 +94,7 @@ class PrivateWatch:
     def __init__(self, drive: Drive) -> None:
         self._drive = drive
         self._gear = np.array(gear(), np.int64)
-        self._windows = np.zeros((2, WINDOW // 8), np.int64)  # the relay's, and that of who learns
+        self._windows = np.zeros((2, WORKING // 8), np.int64)  # the relay's, and that of who learns
         self._table: Any = None
         self._about: dict[str, Any] = {}
         self._turn = threading.Lock()
@@ -124,7 +132,7 @@ class PrivateWatch:
             "on": bool(record["table"]),
             **self._about,
             "fingerprints": int(record["taken"]) - int(record["common"]) - int(record["public"]),
-            **{name: int(record[name]) for name in ("common", "public", "left_out")},
+            **{name: int(record[name]) for name in ("common", "public", "plain", "left_out")},
         }
         for name in ("to_isp", "to_host"):
             figures[name] = {counter: int(tunnel[name][counter]) for counter in WATCHED}
@@ -145,8 +153,10 @@ class PrivateWatch:
         record, table = self._make(pages * self._drive.profile.geometry.page_bytes)
         for space in private:
             self._pages(space, record, LEARN)
+        plain = int(record["plain"][0])  # of what is private
         for space in self._spaces(private=False):
             self._pages(space, record, DISREGARD)
+        record["plain"] = plain
         about = {
             "namespaces": [space.nsid for space in private],
             "bytes": pages * self._drive.profile.geometry.page_bytes,

@@ -86,6 +86,8 @@ def test_what_was_not_seen() -> None:
     off.tunnel["watch"]["on"] = False
     other = counters()
     other.tunnel["watch"]["namespaces"] = []
+    known = counters()
+    known.tunnel["watch"] |= {"fingerprints": 20, "public": 30}
     blind = counters(sent=9 * MIB, frames=300)
     blind.tunnel["watch"]["to_host"]["watched_bytes"] = MIB
     for before, after, why in (
@@ -94,6 +96,7 @@ def test_what_was_not_seen() -> None:
         (counters(), off, "not watched"),
         (other, counters(), "[2]"),
         (counters(), blind, "saw"),
+        (known, counters(), "30 that also lie"),
     ):
         found = proof(before, after)
         assert found.verdict == "incomplete"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import tarfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -153,6 +154,29 @@ def test_gradients_zeros_and_public_data_are_no_hits(rig: Rig) -> None:
     assert rig.hits() == 0
     rig.carry(files[0])
     assert rig.hits() > 0
+
+
+def test_what_archives_are_made_of(rig: Rig) -> None:
+    """Headers and padding of tar archives, numbers as text and JPEG's tables are in many files, and no hits."""
+
+    def archive(files: list[bytes]) -> bytes:
+        written = io.BytesIO()
+        with tarfile.open(fileobj=written, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for number, file in enumerate(files):
+                info = tarfile.TarInfo(f"train/class{number % 3}/{number:04}.jpg")
+                info.size, info.mtime = len(file), 1_600_000_000 + number % 7
+                tar.addfile(info, io.BytesIO(file))
+        return written.getvalue()
+
+    text = "".join(f"{number},{number * 7 % 1000},0.{number * 37 % 1000:03}\n" for number in range(20_000)).encode()
+    rig.store(rig.private, archive(photographs(60)) + text)
+    told = rig.watch(True)
+    assert told["plain"] > 100
+    rig.carry(archive(photographs(60, seed=8)))
+    rig.carry(text[4242:])
+    assert rig.hits() == 0
+    rig.carry(archive(photographs(60))[100_000:110_000])
+    assert rig.hits() > 15
 
 
 def test_off_and_refresh(rig: Rig) -> None:

@@ -67,8 +67,9 @@ class Watch(State):
     taken: I64
     common: I64  # fingerprints that came up so often that they say nothing
     public: I64  # and that were found where everybody may read
+    plain: I64  # windows that have none: they are of too few different bytes
     left_out: I64  # for which there was no room
-    window: I64  # address of 64 bytes to work in
+    window: I64  # address of ``tunnel.watch.WORKING`` bytes to work in
 
 
 class Tunnel(State):

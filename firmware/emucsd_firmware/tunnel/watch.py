@@ -8,8 +8,8 @@ fit the table, more bits must be clear.
 
 The hash says where in the table to look, and a digest of the window's bytes what to look for: the two are independent,
 so that a chance hit takes 60 equal bits however full the table is. A place of it has a digest, and above it the number
-of times that it was seen: what is in the content more than REPEATS times (zeros, headers of files, padding) tells
-nothing apart and is not looked for.
+of times that it was seen: what is in the content more than REPEATS times (headers of files, say) tells nothing apart
+and is not looked for. Nor are windows that are plain (``is_plain``).
 
 A window lies in one packet, and in one flash page: with an MTU of 32000 that misses one window in 500 of what passes.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 from emucsd_firmware.tunnel.ring import frame_size, place, straight
 from emucsd_firmware.tunnel.state import Tunnel, Watch, Way
 from emucsd_wire.tunnel import FRAME_HEADER
-from emucsd_wire.words import copy, get_i64, get_u8, get_u32, jit, jit_inline, jit_unit, put_i64
+from emucsd_wire.words import copy, fill, get_i64, get_u8, get_u32, jit, jit_inline, jit_unit, put_i64, put_u8
 
 WINDOW = 64  # bytes: what a 64-bit gear hash depends on
 SEED = 0x5354414E4E4953  # of GEAR
@@ -30,6 +30,9 @@ _PUBLIC = 7  # as a number of times: found where everybody may read
 _DIGEST = (1 << DIGEST_BITS) - 1
 _MIX = -7046029254386353131  # 2**64 / golden ratio, odd, as a signed number
 _START = 0x243F6A8885A308D  # pi, without its first digits
+PLAIN = 20  # different bytes that a window must have, and different steps from byte to byte
+_STEPS = WINDOW + 256  # where in the working memory they are marked
+WORKING = _STEPS + 256
 _WORTH_HALVING = 8 * WINDOW
 _MOST_LOOKS = 4  # as a power of two: one in so many bytes
 
@@ -55,6 +58,26 @@ def digest_of(watch: Watch, window: int) -> int:
         mixed = (mixed ^ get_i64(watch.window, word)) * _MIX
         mixed ^= mixed >> 29
     return mixed & _DIGEST
+
+
+@jit
+def is_plain(watch: Watch) -> bool:
+    """Whether the window that ``digest_of`` was asked for last is of few bytes, or of few steps between them.
+
+    Such are tar headers, zeros, numbers as text and JPEG's standard Huffman tables: different files have the same.
+    """
+    base = watch.window
+    fill(base + WINDOW, 0, WORKING - WINDOW)
+    bytes_seen, steps_seen, before = 0, 0, 0
+    for index in range(WINDOW):
+        byte = get_u8(base, index)
+        step = (byte - before) & 255
+        bytes_seen += 1 - get_u8(base + WINDOW, byte)
+        put_u8(base + WINDOW, byte, 1)
+        steps_seen += 1 - get_u8(base + _STEPS, step)
+        put_u8(base + _STEPS, step, 1)
+        before = byte
+    return bytes_seen < PLAIN or steps_seen < PLAIN
 
 
 @jit
@@ -149,14 +172,21 @@ def look_through(tunnel: Tunnel, way: Way, count: int) -> None:
 
 @jit
 def windows(watch: Watch, address: int, count: int, target: int) -> int:
-    """Write hash and digest of the windows that count, of ``count`` bytes, to int64[count, 2]. :returns: how many"""
+    """Write hash and digest of the windows that are worth it, of ``count`` bytes, to int64[count, 2].
+
+    :returns: how many
+    """
     gears, clear = watch.gear, watch.clear
     rolled, found = _warm(gears, address, count), 0
     for index in range(WINDOW - 1, count):
         rolled = _roll(gears, rolled, address, index)
         if rolled & clear == 0:
+            digest = digest_of(watch, address + index - (WINDOW - 1))
+            if is_plain(watch):
+                watch.plain += 1
+                continue
             put_i64(target, 2 * found, rolled)
-            put_i64(target, 2 * found + 1, digest_of(watch, address + index - (WINDOW - 1)))
+            put_i64(target, 2 * found + 1, digest)
             found += 1
     return found
 

@@ -313,6 +313,12 @@ class _Comparison:
         unknown = sorted(map(int, self._before.private.keys() - {str(nsid) for nsid in first["namespaces"]}))
         if unknown:
             self.gaps.append(f"the watch has not learnt what namespaces {unknown} hold; refresh it")
+        looked_for, public = int(first["fingerprints"]), int(first["public"])
+        if looked_for <= public:
+            self.gaps.append(
+                f"the watch knows {looked_for} fingerprints that are private, and {public} that also lie where the "
+                "host may read; trim or overwrite there what was copied from"
+            )
         least = tunnel["tunnel_bytes"] - _FRAME_EXTRA * tunnel["tunnel_frames"] - _UNWATCHED_SLACK
         if seen < least:
             self.gaps.append(f"the watch saw {seen} of {tunnel['tunnel_bytes']} bytes in the tunnel")
