@@ -65,8 +65,8 @@ def _apart(svg: str, name: str) -> str:
 
 def shown(value: float, unit: str) -> str:
     """A figure with its unit; ``holds`` is of claims without one."""
-    if unit == "R2":
-        return f"{value:.5f}"
+    if unit in ("R2", "ratio"):
+        return f"{value:.5f}" if unit == "R2" else f"{value:.4f}"
     if unit == "holds":
         return "holds" if value else "does not"
     return f"{value:.3g}{UNITS.get(unit, ' ' + unit)}"

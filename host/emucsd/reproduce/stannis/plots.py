@@ -141,7 +141,7 @@ def draw_imbalance(figure: Any, result: Result) -> None:
     rows = result["scale"]["imbalance"]
     axes = figure.subplots()
     _line(axes, rows, "skew", "epoch_over_even", color=OURS)
-    for row in rows:
+    for row in (row for row in rows if row["strategy"] != "public"):
         axes.annotate(
             row["strategy"],
             (row["skew"], row["epoch_over_even"]),
@@ -149,7 +149,11 @@ def draw_imbalance(figure: Any, result: Result) -> None:
             xytext=(3, -9),
             textcoords="offset points",
         )
-    axes.set(xlabel="private images of the fullest drive, over the mean", ylabel="epoch's time over the even one's")
+    axes.set(
+        xlabel="private images of the fullest drive, over the mean",
+        ylabel="epoch's time over the even one's",
+        ylim=(0, None),
+    )
     axes.set_title("one drive with more private images than the others")
 
 

@@ -23,6 +23,13 @@ from emucsd.stannis.fleet import profiles
 
 Result = dict[str, Any]
 
+KINDS = {  # what a claim's note begins with
+    "Predicted": "predicted",
+    "Input": "inputs",
+    "Fitted": "fitted",
+    "Real": "really trained",
+    "No check": "in cases of our own choice",
+}
 CAPTIONS = {
     "claims": "Each claim that is a ratio: what is published, and what comes out here.",
     "batches": "Table I's batches. The host's is predicted by Algorithm 1; Newport's, where its rate peaks, is input.",
@@ -78,10 +85,11 @@ def _head(result: Result) -> str:
     claims = result["claims"]
     near = sum(is_near(claim) for claim in claims)
     what = "A quick run: few steps; for tests, not for figures. " if result["quick"] else ""
-    fitted = sum(claim["note"].startswith(("Fitted", "Input")) for claim in claims)
+    kinds = {kind: sum(claim["note"].startswith(kind) for claim in claims) for kind in KINDS}
+    told = ", ".join(f"{count} {KINDS[kind]}" for kind, count in kinds.items() if count)
     return f"""<h1>Stannis, reproduced</h1>
 <p class="lead">{what}{near} of {len(claims)} published figures come out within 15 %; for the others the table says
-why not. {fitted} of them are inputs or fitted, and marked so; the rest is predicted.</p>
+why not. The table marks what each is: {told}.</p>
 <p>Stannis (2020) trains neural networks on a server and on the processors inside of its 24 Newport drives. Here its
 tuner and planner run for real on engines whose speeds are Table I's; training steps, tunnels and the all-reduce over
 them run in virtual time, the same on any machine. One rate is fitted to the 2.7x; the power of a server, a CSD and an

@@ -93,7 +93,7 @@ def _virtual(
     power, rows = energies(trained, list(paper.ENERGY))
     result["energy"] = {"power": power.record(), "rows": [asdict(row) for row in rows]}
     tell("what it hangs on", ends[0] / 2 + 0.01)
-    result["sensitivity"] = sensitivity(tuned, seed)
+    result["sensitivity"] = sensitivity(tuned, settings.steps, seed)
     claims = all_claims(tuned, points, rows)
     if scale:
         result["scale"] = run_scale(tuned, power, settings, seed, _part(tell, ends[0], ends[1] - ends[0]))

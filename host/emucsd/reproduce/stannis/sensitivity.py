@@ -12,11 +12,10 @@ from emucsd.stannis.fleet import profiles
 from emucsd.stannis.fleet.fabric import Links
 from emucsd.stannis.fleet.training import Fleet
 
-_STEPS = 3
 _BENDS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24)
 
 
-def sensitivity(tuned: Mapping[str, Tuned], seed: int) -> list[dict[str, Any]]:
+def sensitivity(tuned: Mapping[str, Tuned], steps: int, seed: int) -> list[dict[str, Any]]:
     """Speed-up of every network with 24 CSDs, and where the all-reduce's time bends, for each change."""
     links = Links.load()
     changes: dict[str, dict[str, Any]] = {
@@ -31,14 +30,14 @@ def sensitivity(tuned: Mapping[str, Tuned], seed: int) -> list[dict[str, Any]]:
         "all-reduce by a tree": {"algorithm": "tree"},
         "all-reduce over the host (hierarchical)": {"algorithm": "hierarchical"},
     }
-    return [{"what": what, **_row(tuned, change, seed)} for what, change in changes.items()]
+    return [{"what": what, **_row(tuned, change, steps, seed)} for what, change in changes.items()]
 
 
-def _row(tuned: Mapping[str, Tuned], change: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def _row(tuned: Mapping[str, Tuned], change: Mapping[str, Any], steps: int, seed: int) -> dict[str, Any]:
     speedups = {}
     for name, batches in tuned.items():
         fleet = Fleet.of(profiles.network(name), [paper.CSDS], **change)
-        run = fleet.train(fleet.batches(batches.host, batches.newport), steps=_STEPS, seed=seed)
+        run = fleet.train(fleet.batches(batches.host, batches.newport), steps=steps, seed=seed)
         speedups[name] = run.rate / batches.rates[1]
     return {"speedups": speedups, "converges": knee(_syncs(tuned["mobilenet_v2"], change, seed))}
 
