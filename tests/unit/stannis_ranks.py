@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NETS = ROOT / "tests" / "unit" / "stannis_nets.py"
 SIDE, CLASSES, SAMPLES, STEPS = 8, 4, 59, 6
 SECONDS = 60.0
+BUCKET = 1000  # bytes: several, of which the first leave during backward
 START = "from emucsd.stannis import torchstart; torchstart.start(); from tests.unit import stannis_ranks as s; s.main()"
 
 
@@ -188,7 +189,7 @@ def trained(group: Collective, about: Spec) -> dict[str, Any]:
     """A whole run."""
     reports: list[StepReport] = []
     hooks = Hooks(step=reports.append)
-    trainer = Trainer(about, build_model(about), group, plans(group.size), loaders, hooks=hooks)
+    trainer = Trainer(about, build_model(about), group, plans(group.size), loaders, hooks=hooks, bucket_bytes=BUCKET)
     trainer.run()
     return outcome(trainer, reports)
 
@@ -204,7 +205,9 @@ def paused(group: Collective) -> dict[str, Any]:
         if group.rank == group.size - 1 and report.step in (2, 5):
             trainer.ask(Flag.PAUSE if report.step == 2 else Flag.STOP)
 
-    trainer = Trainer(about, build_model(about), group, plans(group.size), loaders, hooks=Hooks(step=ask))
+    trainer = Trainer(
+        about, build_model(about), group, plans(group.size), loaders, hooks=Hooks(step=ask), bucket_bytes=BUCKET
+    )
     for _ in range(3):
         ends.append((trainer.run(), trainer.at.step))
     return {**outcome(trainer, reports), "ends": ends}
@@ -215,11 +218,11 @@ def joined(group: Collective) -> dict[str, Any]:
     about = spec("plain")
     reports: list[StepReport] = []
     hooks = Hooks(step=reports.append)
-    trainer = Trainer(about, build_model(about), group, plans(group.size), loaders, hooks=hooks)
+    trainer = Trainer(about, build_model(about), group, plans(group.size), loaders, hooks=hooks, bucket_bytes=BUCKET)
     trainer.run(until=3)
     if group.rank == 1:
         other = build_model(replace(about, seed=99))
-        trainer = Trainer(about, other, group, plans(group.size), loaders, hooks=hooks)
+        trainer = Trainer(about, other, group, plans(group.size), loaders, hooks=hooks, bucket_bytes=BUCKET)
     else:
         trainer.regroup(group, plans(group.size))
     trainer.run()

@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from emucsd.stannis.errors import CheckpointFull, CheckpointMismatch, DataError, PlanError
+from emucsd.stannis.errors import CheckpointFull, CheckpointMismatch, DataError, NonFinite, PlanError
 from emucsd.stannis.plan.order import order, union
 from emucsd.stannis.plan.plan import Plan
 from emucsd.stannis.training.checkpoint import Folder
@@ -336,6 +336,21 @@ def test_loader_that_ends_early() -> None:
     other = trainer()
     other.run()
     assert same(one, other)
+
+
+def test_every_step_skipped() -> None:
+    """A run that only skips ends by itself, and says so; one good step in between starts the count anew."""
+    bad = [True] * 19 + [False] + [True] * 30
+
+    def loaders(plan: Plan, rank: int, epoch: int, first_step: int) -> Iterable[SimpleNamespace]:
+        for chosen in order(plan, epoch, rank, first_step):
+            yield from ranks.batches([chosen], chosen[0][1] if bad.pop(0) else None)
+
+    about = ranks.spec("plain", epochs=10)
+    one = Trainer(about, build_model(about), Alone(), ranks.plans(1), loaders, on_nonfinite="skip")
+    with pytest.raises(NonFinite, match=r"20 steps in a row.*0\.weight"):
+        one.run()
+    assert (one.at.step, one.at.skipped, one.at.fruitless) == (40, 39, 20)
 
 
 def test_failed_step_leaves_no_trace() -> None:

@@ -193,7 +193,7 @@ class Gradients:
         low, high = torch.aminmax(self.flat[: self.count])  # NaN comes through
         return totals, all(map(math.isfinite, (float(low), float(high), totals.loss_sum)))
 
-    def blame(self, totals: Totals) -> NonFinite:
+    def blame(self, totals: Totals, prefix: str = "") -> NonFinite:
         """Which parameters' gradients are not finite, after ``reduce`` said so; on which ranks the loss already was."""
         bad = [name for name, v in zip(self.names, self._views, strict=True) if not bool(torch.isfinite(v).all())]
         bad.reverse()
@@ -201,7 +201,7 @@ class Gradients:
         rest = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         whose = f"; the loss of ranks {list(totals.faulty)} already was" if totals.faulty else ""
         return NonFinite(
-            f"{what}{rest}: infinite or NaN{whose}; a lower lr, a longer warm-up or a spec with clip may help",
+            f"{prefix}{what}{rest}: infinite or NaN{whose}; a lower lr, a longer warm-up or a spec with clip may help",
             bad[0] if bad else "",
         )
 

@@ -16,12 +16,14 @@ class Position:
     :ivar epoch: from 0
     :ivar inside: steps of this epoch that were taken under the plan that holds
     :ivar skipped: of all steps, those that taught nothing
+    :ivar fruitless: steps that taught nothing one after the other, up to here
     """
 
     step: int = 0
     epoch: int = 0
     inside: int = 0
     skipped: int = 0
+    fruitless: int = 0
 
     def under(self, old: Plan, new: Plan) -> Self:
         """The same place under another plan: at the begin of what that one deals out of this epoch; a plan that was
@@ -34,7 +36,13 @@ class Position:
 
     def after(self, *, skipped: bool) -> Self:
         """One step further."""
-        return replace(self, step=self.step + 1, inside=self.inside + 1, skipped=self.skipped + skipped)
+        return replace(
+            self,
+            step=self.step + 1,
+            inside=self.inside + 1,
+            skipped=self.skipped + skipped,
+            fruitless=self.fruitless + 1 if skipped else 0,
+        )
 
     def next_epoch(self) -> Self:
         """At the begin of the next epoch."""

@@ -15,7 +15,7 @@ from emucsd.stannis.training.collective import Collective, Metered
 from emucsd.stannis.training.errors import ModelFailed
 from emucsd.stannis.training.evaluate import Batch, correct
 from emucsd.stannis.training.factory import blamed, build_loss, build_optimizer, main_output, seed_all
-from emucsd.stannis.training.gradients import Flag, Gradients, Part, Totals
+from emucsd.stannis.training.gradients import BUCKET_BYTES, Flag, Gradients, Part, Totals
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,10 @@ class Stepper:
         group: Collective,
         *,
         on_nonfinite: Literal["fail", "skip"] = "fail",
+        bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         self.spec = spec
+        self.bucket_bytes = bucket_bytes
         self.on_nonfinite = on_nonfinite
         self.bond = batchnorm.Bond(group)
         self.model = batchnorm.convert(model, self.bond) if spec.sync_batchnorm else model
@@ -70,7 +72,8 @@ class Stepper:
         self.group = Metered(group)
         self.bond.group = self.group
         # with synchronised batch norm, additions inside of backward would meet gradients already under way
-        self.gradients = Gradients(self.model, group.size, overlap=not batchnorm.synchronised(self.model))
+        overlap = not batchnorm.synchronised(self.model)
+        self.gradients = Gradients(self.model, group.size, bucket_bytes=self.bucket_bytes, overlap=overlap)
 
     def regroup(self, group: Collective) -> None:
         """Other ranks, or another number of them."""

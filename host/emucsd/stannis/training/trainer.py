@@ -23,13 +23,14 @@ from emucsd.stannis.spec import Spec
 from emucsd.stannis.training import batchnorm, share
 from emucsd.stannis.training.collective import Collective
 from emucsd.stannis.training.evaluate import Batch, Evaluation, evaluate
-from emucsd.stannis.training.gradients import Flag
+from emucsd.stannis.training.gradients import BUCKET_BYTES, Flag
 from emucsd.stannis.training.position import Position
 from emucsd.stannis.training.report import CheckpointReport, Ended, EpochReport, PlanReport, StepReport, Tally
 from emucsd.stannis.training.schedule import learning_rate
 from emucsd.stannis.training.step import Stepper, Taken
 
 STATE_VERSION = 1
+FRUITLESS_MAX = 20  # skipped steps in a row: by then it is the weights that are not finite, or the rate is hopeless
 
 
 class Loaders(Protocol):
@@ -84,7 +85,8 @@ class Trainer:
     :param keeper: where this rank keeps checkpoints; None: it keeps none (others may)
     :param retuner: asked after each step, where ``spec.retune``
     :param on_nonfinite: a step with an infinite or NaN gradient ends the run (``fail``), or is counted and teaches
-        nothing (``skip``)
+        nothing (``skip``); 20 of these in a row end it too
+    :param bucket_bytes: a transfer's size
     :raises FactoryFailed: the run's loss or optimizer can't be made
     :raises ParameterRefused, BatchNormRefused: the model can't be trained this way
     :raises PlanError: the plan has another number of ranks than the group
@@ -103,11 +105,12 @@ class Trainer:
         keeper: Keeper | None = None,
         retuner: Retuner | None = None,
         on_nonfinite: Literal["fail", "skip"] = "fail",
+        bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         self.spec, self.group, self.plan, self.loaders = spec, group, plan, loaders
         self.hooks, self.tests, self.keeper, self.retuner = hooks or Hooks(), tests, keeper, retuner
         _check(plan, group)
-        self._stepper = Stepper(spec, model, group, on_nonfinite=on_nonfinite)
+        self._stepper = Stepper(spec, model, group, on_nonfinite=on_nonfinite, bucket_bytes=bucket_bytes)
         self.at = Position()
         self._tally = Tally()
         self._asked: set[Flag] = set()
@@ -159,7 +162,7 @@ class Trainer:
         :raises PeerLost: a rank is gone: ``regroup`` and run again. After this as after any other error the state is
             that of the last step boundary
         :raises ModelFailed, MemoryExceeded: the user's code raised
-        :raises NonFinite: a gradient is infinite or NaN, and ``on_nonfinite`` is ``fail``
+        :raises NonFinite: a gradient is infinite or NaN, and ``on_nonfinite`` is ``fail``; or again and again
         :raises DataError: the loader's
         :raises LayoutDiffers: ranks have different models
         """
@@ -203,6 +206,8 @@ class Trainer:
         with self._lock:
             self._asked -= asked
         self.at = self.at.after(skipped=taken.skipped)
+        if self.at.fruitless >= FRUITLESS_MAX:
+            raise self._stepper.gradients.blame(taken.totals, f"{FRUITLESS_MAX} steps in a row taught nothing: ")
         self._count(taken, time.perf_counter() - begun)
         self.hooks.step(self._report(taken, lr, load, getattr(batch, "skipped", 0)))
         return self._between(taken)
