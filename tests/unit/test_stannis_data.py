@@ -59,6 +59,10 @@ def test_tar_is_the_folder(images: Path, tmp_path: Path, kind: int) -> None:
         (images / "bee" / ("long" * 40 + ".jpg")).write_bytes(encoded(99))
         (images / "cat" / "ümläut" / "é.jpg").parent.mkdir()
         (images / "cat" / "ümläut" / "é.jpg").write_bytes(encoded(98))
+        odd = os.fsencode(images) + b"/no\xffutf"
+        os.mkdir(odd)
+        with open(odd + b"/\xfe.jpg", "wb") as file:
+            file.write(encoded(97))
     one = tarred(tmp_path / "all.tar", images, kind=kind)
     for number in range(3):
         tarred(tmp_path / f"part-{number:05}-of-00003.tar", images, step=3, first=number, kind=kind)
@@ -175,6 +179,10 @@ def test_torch_tensors(tmp_path: Path) -> None:
         ({"images": np.zeros((2, 8, 8), np.uint8), "labels": np.array([0, -1])}, "whole numbers"),
         ({"images": np.zeros((2, 8, 8), np.uint8), "labels": np.array([0])}, "one for each of 2"),
         ({"images": np.zeros((2, 8, 8), np.uint8), "labels": np.array([0, 2]), "classes": ["a", "b"]}, "2 names"),
+        (
+            {"images": np.zeros((2, 8, 8), np.uint8), "labels": np.array([0, 1]), "classes": ["a", "a/b"]},
+            "a folder could",
+        ),
     ],
 )
 def test_tensors_of_other_shapes(tmp_path: Path, held: dict[str, object], text: str) -> None:

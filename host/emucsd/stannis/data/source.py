@@ -41,7 +41,7 @@ def digest(source: Source) -> str:
     Of the count, the classes, each sample's label and size, and the bytes of some samples, evenly spaced.
     """
     told = hashlib.blake2b(digest_size=16)
-    told.update("\0".join((str(source.count), *source.classes)).encode())
+    told.update("\0".join((str(source.count), *source.classes)).encode(errors="surrogateescape"))
     told.update(source.labels.astype("<i8").tobytes())
     told.update(source.sizes.astype("<i8").tobytes())
     some = sorted({number * source.count // _LOOKED_AT for number in range(_LOOKED_AT)}) if source.count else []

@@ -125,4 +125,6 @@ def _names(location: Location, held: Mapping[str, Any], numbers: NDArray[np.int6
         raise DataFormat(
             f"{location.text}: {len(names)} names in 'classes' for labels up to {most - 1}; one each, all different"
         )
+    if odd := [name for name in names if not name or "/" in name or name.startswith(".")]:
+        raise DataFormat(f"{location.text}: a class is called {odd[0]!r}; use names that a folder could have")
     return names

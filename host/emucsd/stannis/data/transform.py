@@ -124,7 +124,8 @@ def pool_key(name: str) -> int:
 
 
 def _philox(seed: int, epoch: int, pool: int, index: int) -> Philox:
-    return Philox(key=[seed & 0xFFFF_FFFF_FFFF_FFFF, pool], counter=[0, index, epoch, 0])
+    key = np.array([seed & 0xFFFF_FFFF_FFFF_FFFF, pool], np.uint64)  # a plain list would go through floats
+    return Philox(key=key, counter=np.array([0, index, epoch, 0], np.uint64))
 
 
 def _apply(function: Function, picture: NDArray[np.uint8], rng: Generator, private: bool) -> NDArray[Any]:
