@@ -322,6 +322,9 @@ _PARTS = (
     "stannis.errors",
     "stannis.data.errors",
     "stannis.training.errors",
+    "stannis.group.failures",
+    "stannis.launch.errors",
+    "stannis.energy",
 )
 
 
