@@ -93,7 +93,8 @@ def _seat(
 ) -> tuple[Draft, dict[str, str]]:
     """Give every engine a rank that gets a sample. :returns: the draft; node -> why it has none"""
     ranks, dropped = list(engines), dict[str, str]()
-    blind = [rank for rank, engine in enumerate(ranks) if not _readable(engine, pools)]
+    readers = {node for pool in pools if pool.count for node in pool.at}
+    blind = [rank for rank, engine in enumerate(ranks) if engine.node not in readers]
     _drop(ranks, dropped, blind, "no samples that it can read")
     while True:
         if equal:
@@ -107,10 +108,6 @@ def _seat(
         if not idle:
             return Draft(tuple(ranks), tuple(pools), tuple(batches), deal, sync_seconds), dropped
         _drop(ranks, dropped, idle, "fewer samples than ranks: the others have them all")
-
-
-def _readable(engine: Engine, pools: Sequence[Pool]) -> int:
-    return sum(pool.count for pool in pools if pool.readable_by(engine.node))
 
 
 def _drop(ranks: list[Engine], dropped: dict[str, str], numbers: Sequence[int], why: str) -> None:

@@ -143,8 +143,7 @@ class Retuner:
 
         :param seconds: by rank: of computing, without waiting for others
         :param images: by rank: samples of this step (``order.sizes``); ranks that had none tell nothing
-        :returns: a change that is due now; ``retuned`` makes the plan of it, then call ``follow``. None for a plan of
-            equal batches, which are to stay equal
+        :returns: a change that is due now; ``retuned`` makes the plan of it, then call ``follow``
         """
         ratios = [
             took / engine.seconds(count) if count > 0 and 0 < took < math.inf else None
@@ -155,7 +154,7 @@ class Retuner:
         self._left = max(self._left - 1, 0)
         self._rest(any(watch.streak for watch in self._watches))
         sure = next((watch for watch in self._watches if watch.sure), None)
-        return None if sure is None or self._left or self._plan.equal else self._change(sure)
+        return None if sure is None or self._left else self._change(sure)
 
     def _rest(self, wished: bool) -> None:
         """Shorten the pause after a calm."""

@@ -13,6 +13,7 @@ vector", 1980.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -48,7 +49,7 @@ class Deal:
     @property
     def steps(self) -> int:
         """Steps that the rank with the most needs."""
-        return max((-(-group.steps.numerator // group.steps.denominator) for group in self.groups), default=0)
+        return math.ceil(self.groups[0].steps)
 
 
 def spread(counts: Sequence[int], reach: Sequence[Sequence[int]], batches: Sequence[int]) -> Deal:
