@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emucsd.stannis.errors import NoRanks
+from emucsd.stannis.errors import NoRanks, PlanError
 from emucsd.stannis.plan.balancer import balance
 from emucsd.stannis.plan.order import Batch, order, samples, sizes, spent, union
 from emucsd.stannis.plan.plan import Asked, Engine, Plan, Pool
@@ -158,6 +158,9 @@ def test_spent() -> None:
     """What was trained is a few ranges of a pool's order; all of it at the end, none at the begin."""
     plan = balance(published(2), [public(1_000, ["host", "csd0", "csd1"]), private(70, "csd1")])
     assert spent(plan, 0, 0) == {}
+    for step in (-1, plan.steps + 1):
+        with pytest.raises(PlanError, match=f"step {step} of epoch 0, which has {plan.steps}"):
+            lose(plan, "csd1", epoch=0, step=step)
     assert spent(plan, 0, plan.steps) == {"public": ((0, 1_000),), "of csd1": ((0, 70),)}
     half = spent(plan, 0, 1)
     assert len(half["public"]) <= plan.world

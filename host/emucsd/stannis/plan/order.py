@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from emucsd.stannis.errors import PlanError
 from emucsd.stannis.plan.plan import Plan
 
 Indices = NDArray[np.int64]
@@ -54,14 +55,14 @@ def order(plan: Plan, epoch: int, rank: int, start: int = 0) -> Iterator[Batch]:
 def union(plan: Plan, epoch: int, start: int = 0) -> Iterator[Batch]:
     """All ranks' batches of each step, rank after rank: what one process would train on to the same end."""
     places = _places(plan, epoch)
-    ranks = [_batches(plan, _dealt(plan, epoch, rank, places), start) for rank in range(plan.world)]
+    ranks = [_batches(plan, _dealt(plan, hand, places), start) for hand in _hands(plan, epoch)]
     for batches in zip(*ranks, strict=True):
         yield [sample for batch in batches for sample in batch]
 
 
 def samples(plan: Plan, epoch: int, rank: int) -> Samples:
     """A rank's samples of an epoch, as arrays. :raises IndexError: there is no such rank"""
-    return _dealt(plan, epoch, rank, _places(plan, epoch))
+    return _dealt(plan, _hands(plan, epoch)[rank], _places(plan, epoch))
 
 
 def sizes(plan: Plan, epoch: int, step: int) -> list[int]:
@@ -75,17 +76,20 @@ def spent(plan: Plan, epoch: int, step: int) -> dict[str, Ranges]:
     """Pool -> ranges of its order in an epoch that all ranks have trained before ``step``, earlier plans' included.
 
     What a plan that follows in the same epoch begins from (``Rest.spent``).
+
+    :raises PlanError: the epoch has no such step under this plan
     """
+    if not 0 <= step <= plan.steps_in(epoch):
+        raise PlanError(f"step {step} of epoch {epoch}, which has {plan.steps_in(epoch)} under this plan")
     rest = plan.rest_of(epoch)
     found = {name: list(ranges) for name, ranges in rest.spent.items()} if rest else {}
-    left = {pool.name: _left(pool.count, found.get(pool.name, ())) for pool in plan.pools}
-    for rank in range(plan.world):
-        sequence, bounds = _sequence(plan, epoch, rank)
+    left = [_left(pool.count, found.get(pool.name, ())) for pool in plan.pools]
+    for hand in _hands(plan, epoch):
+        sequence, bounds = _sequence(plan, hand)
         used = np.bincount(sequence[: bounds[step]], minlength=len(plan.pools))
-        for number, (first, count, _) in _segments(plan, epoch, rank).items():
-            name = plan.pools[number].name
-            head = left[name][first : first + min(int(used[number]), count)]
-            found.setdefault(name, []).extend(_ranges(head))
+        for number, (first, size, _) in hand.segments.items():
+            head = left[number][first : first + min(int(used[number]), size)]
+            found.setdefault(plan.pools[number].name, []).extend(_ranges(head))
     return {name: _merged(ranges) for name, ranges in found.items() if ranges}
 
 
@@ -102,38 +106,56 @@ def _batches(plan: Plan, mine: Samples, start: int) -> Iterator[Batch]:
 # -- a rank's samples
 
 
-def _dealt(plan: Plan, epoch: int, rank: int, places: Callable[[int], Indices]) -> Samples:
+class Segment(NamedTuple):
+    """A rank's part of what is to be dealt of a pool: ``size`` samples from ``first`` on, ``again`` of them twice."""
+
+    first: int
+    size: int
+    again: int
+
+
+class Hand(NamedTuple):
+    """What a rank is dealt in an epoch: pool number -> segment, by rising number."""
+
+    node: str
+    epoch: int
+    segments: dict[int, Segment]
+
+
+def _hands(plan: Plan, epoch: int) -> list[Hand]:
+    """By rank: the ranks' segments of each pool follow one another."""
+    rest = plan.rest_of(epoch)
+    numbers = {pool.name: number for number, pool in enumerate(plan.pools)}
+    dealt = [0] * len(plan.pools)
+    hands = []
+    for share in plan.shares:
+        quota = rest.quotas[share.rank] if rest else share.quota
+        segments = {}
+        for number in sorted(numbers[name] for name, count in quota.items() if count):
+            name = plan.pools[number].name
+            segments[number] = Segment(dealt[number], quota[name], 0 if rest else share.repeated.get(name, 0))
+            dealt[number] += quota[name]
+        hands.append(Hand(share.node, epoch, segments))
+    return hands
+
+
+def _dealt(plan: Plan, hand: Hand, places: Callable[[int], Indices]) -> Samples:
     """A rank's segments of all pools, in the order in which it takes them."""
-    sequence, bounds = _sequence(plan, epoch, rank)
+    sequence, bounds = _sequence(plan, hand)
     indices = np.empty(len(sequence), np.int64)
-    for number, (first, count, again) in _segments(plan, epoch, rank).items():
-        segment = places(number)[first : first + count]
+    for number, (first, size, again) in hand.segments.items():
+        segment = places(number)[first : first + size]
         indices[sequence == number] = np.concatenate([segment, segment[:again]])
     return Samples(sequence, indices, bounds)
 
 
-def _sequence(plan: Plan, epoch: int, rank: int) -> tuple[Indices, Indices]:
+def _sequence(plan: Plan, hand: Hand) -> tuple[Indices, Indices]:
     """From which pool each of a rank's samples comes, and where its steps begin and end."""
-    segments = _segments(plan, epoch, rank)
-    numbers = np.repeat(
-        np.fromiter(segments, np.int64, len(segments)),
-        np.fromiter((count + again for _, count, again in segments.values()), np.int64, len(segments)),
-    )
-    mixed = _shuffle(len(numbers), plan.seed, epoch, f"node {plan.shares[rank].node}")
-    steps = plan.steps_in(epoch)
+    totals = [segment.size + segment.again for segment in hand.segments.values()]
+    numbers = np.repeat(np.array([*hand.segments], np.int64), totals)
+    mixed = _shuffle(len(numbers), plan.seed, hand.epoch, f"node {hand.node}")
+    steps = plan.steps_in(hand.epoch)
     return numbers[mixed], np.arange(steps + 1, dtype=np.int64) * len(numbers) // max(steps, 1)
-
-
-def _segments(plan: Plan, epoch: int, rank: int) -> dict[int, tuple[int, int, int]]:
-    """Pool number -> (first, count, of these a second time): a rank's part of what is to be dealt of the pool."""
-    rest = plan.rest_of(epoch)
-    quotas = rest.quotas if rest else [share.quota for share in plan.shares]
-    repeated = {} if rest else plan.shares[rank].repeated
-    return {
-        number: (sum(other.get(pool.name, 0) for other in quotas[:rank]), count, repeated.get(pool.name, 0))
-        for number, pool in enumerate(plan.pools)
-        if (count := quotas[rank].get(pool.name, 0))
-    }
 
 
 # -- a pool's order
