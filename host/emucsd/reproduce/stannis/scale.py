@@ -39,7 +39,7 @@ def run_scale(tuned: dict[str, Tuned], power: PowerModel, settings: Settings, se
         for algorithm in ALGORITHMS
     ]
     tell("unequal private data", 0.7)
-    unequal = [_imbalance(tuned["mobilenet_v2"], skew, settings, seed) for skew in settings.imbalance]
+    unequal = [imbalance(tuned["mobilenet_v2"], skew, settings, seed) for skew in settings.imbalance]
     for row in unequal:
         row["epoch_over_even"] = row["epoch_seconds"] / unequal[0]["epoch_seconds"]
     tell("engines that slow down", 0.75)
@@ -146,7 +146,7 @@ def _pools(skew: float, drives: int) -> list[Pool]:
     ]
 
 
-def _imbalance(tuned: Tuned, skew: float, settings: Settings, seed: int) -> Record:
+def imbalance(tuned: Tuned, skew: float, settings: Settings, seed: int) -> Record:
     """An epoch where one drive holds so many times the mean of private images."""
     fleet = Fleet.of(profiles.network(tuned.network), [DRIVES_A_SERVER])
     engines = _engines(tuned, DRIVES_A_SERVER, fleet.group_slowdown)
