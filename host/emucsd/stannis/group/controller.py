@@ -82,6 +82,7 @@ class Controller:
         self.joining = Joining(self.members, self.inventory, self.engines)
         self.stops = 0
         self._training = False
+        self._sync_seconds = 0.0
         self._begun = time.monotonic()
 
     # -- told by the membership
@@ -183,7 +184,10 @@ class Controller:
         self.events.tell("inspected", **self.inventory.told())
 
     def _tune(self) -> None:
-        tuner = Tuner(self.spec, self.members, self.options, self._check)
+        here = self._here()
+        if len(here) > 1 and not set(here) <= set(self.spec.batches):
+            self._sync_seconds = self.rounds.sync_seconds(here, self._check)
+        tuner = Tuner(self.spec, self.members, self.options, self._sync_seconds, self._check)
         engines, missing = tuner.engines([self.members.present[name] for name in self._here()])
         self.engines.update({engine.node: engine for engine in engines})
         for node, why in missing.items():
@@ -209,6 +213,7 @@ class Controller:
                 global_batch=self.spec.global_batch,
                 strategy=self.spec.strategy,
                 seed=self.spec.seed,
+                sync_seconds=self._sync_seconds,
                 equal=self.options.equal,
             )
             standing = Standing(plan, Position())
@@ -269,7 +274,7 @@ class Controller:
 
     def _after(self, now: Round, standing: Standing) -> tuple[Standing, bool]:
         """What to do after a round. :returns: where the run is, with the next plan; and whether it is done"""
-        self._drop_failed(now)
+        self._drop_failed(now, standing.plan)
         newest, known = now.newest, max(self.rounds.steps.last, standing.at.step)
         if newest is None or (known > 0 and newest.step < known - 1):
             raise NoRanks(
@@ -284,13 +289,13 @@ class Controller:
             return standing, True
         return self._next(now, standing), False
 
-    def _drop_failed(self, now: Round) -> None:
+    def _drop_failed(self, now: Round, plan: Plan) -> None:
         """:raises StannisError: of a kind that ends the run"""
         for name, problem in now.failures.items():
             if isinstance(problem, WorkerFailed) and problem.fatal:
                 raise problem
             node = self.members.present.get(name)
-            if isinstance(problem, MemoryExceeded) and self._shrunk(name, now.plan):
+            if isinstance(problem, MemoryExceeded) and self._shrunk(name, plan):
                 continue
             if node is not None:
                 self.members.dismiss(node, str(problem))
@@ -310,7 +315,7 @@ class Controller:
             limit = self.engines[name].memory_limit_batch if name in self.engines else None
             self.engines[name] = replace(engine, memory_limit_batch=limit or engine.memory_limit_batch)
         joined = self.joining.take()
-        nodes = [name for name in self._here() if name in {*now.plan.nodes, *joined, *now.plan.dropped}]
+        nodes = [name for name in self._here() if name in {*now.nodes, *joined, *standing.plan.dropped}]
         engines = [self.engines[name] for name in nodes if name in self.engines]
         if not engines:
             raise NoRanks("no engine is left; go on from the last checkpoint: --resume")
@@ -320,7 +325,7 @@ class Controller:
             self.events.tell("rejoined", node=name, step=at.step)
         self.events.tell(
             "regroup", generation=plan.generation, step=at.step, epoch=at.epoch, nodes=list(plan.nodes), joined=joined,
-            lost=sorted(set(now.plan.nodes) - set(plan.nodes)),
+            lost=sorted(set(now.nodes) - set(plan.nodes)),
         )  # fmt: skip
         self._tell_plan(plan)
         return Standing(plan, replace(at, inside=0))
@@ -344,7 +349,7 @@ class Controller:
         epoch = self.rounds.epochs.get(last)
         evaluation: dict[str, Any] = dict(epoch.evaluation) if epoch is not None else {}
         if self.inventory.tests and (not evaluation or last < standing.at.epoch - 1):
-            asked: dict[str, tuple[str, dict[str, Any]]] = {name: ("evaluate", {}) for name in now.plan.nodes}
+            asked: dict[str, tuple[str, dict[str, Any]]] = {name: ("evaluate", {}) for name in now.nodes}
             found = [one for one in self.members.ask_all(asked, self._impatient).values() if isinstance(one, dict)]
             evaluation = next((one for one in found if one), evaluation)
         self.events.tell(

@@ -37,6 +37,15 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         events.tell("failed", error=type(problem).__name__, text=str(problem), node="")
         return 1
+    except Exception as problem:
+        traceback.print_exc()
+        events.tell(
+            "failed",
+            error=type(problem).__name__,
+            text="a bug of the coordinator's; its log has the traceback",
+            node="",
+        )
+        return 1
     finally:
         events.close()
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import statistics
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from emucsd.stannis.training.trainer import Hooks, Trainer
 
 Arguments = Mapping[str, Any]
+_SYNC_TIMES = 5  # additions that are timed, after one in which ranks wait for each other
 
 
 class Rank:
@@ -88,6 +91,7 @@ class Rank:
         calls: dict[str, Callable[[Arguments], dict[str, Any]]] = {
             "inspect": self._inspect,
             "bench": self._bench,
+            "sync": self._sync,
             "find": self._find,
             "train": self._train,
             "evaluate": self._evaluate,
@@ -95,7 +99,16 @@ class Rank:
         }
         if request.do not in calls:
             raise GroupViolation(f"no request is called {request.do[:40]!r}; {', '.join(calls)}")
+        if request.do in ("bench", "sync", "train"):
+            self._use_threads()
         return calls[request.do](request.arguments)
+
+    def _use_threads(self) -> None:
+        """As many as the user wants for this node; measurements have what training has."""
+        import torch
+
+        if threads := self.spec.threads.get(self.node):
+            torch.set_num_threads(threads)
 
     def keep(self) -> CheckpointReport | None:
         """A checkpoint of the last step boundary, for whoever resumes. :returns: None: this node keeps none, or has
@@ -135,6 +148,33 @@ class Rank:
         if self._probe is None:
             self._probe = Probe(self.spec, memory_bytes=self.welcome.memory_bytes or None)
         return asdict(self._probe(int(arguments["batch"])))
+
+    def _sync(self, arguments: Arguments) -> dict[str, Any]:
+        """Time what ends each step: the addition of all gradients over all ranks. :returns: seconds; empty: no peers"""
+        import torch
+
+        from emucsd.stannis.training.factory import build_model
+        from emucsd.stannis.training.gradients import BUCKET_BYTES
+
+        nodes = list(arguments["nodes"])
+        group = self._new_group(nodes.index(self.node), len(nodes), int(arguments["generation"]))
+        try:
+            count = sum(p.numel() for p in build_model(self.spec).parameters() if p.requires_grad)
+            buckets = torch.zeros(max(count, 1)).split(BUCKET_BYTES // 4)
+            self._form(group)
+            times = []
+            for _ in range(1 + _SYNC_TIMES):
+                begun = time.perf_counter()
+                for pending in [group.begin(bucket) for bucket in buckets]:
+                    pending.wait()
+                times.append(time.perf_counter() - begun)
+        except PeerLost:
+            return {}
+        finally:
+            with self._lock:
+                self._group = None
+            group.close()
+        return {"seconds": statistics.median(times[1:]), "parameters": count}
 
     def _find(self, arguments: Arguments) -> dict[str, Any]:
         """The newest checkpoint that is whole. :returns: its position and plan; empty: there is none"""
@@ -232,13 +272,9 @@ class Rank:
         return self._trainer
 
     def _made(self, group: GlooGroup, plan: Plan, *, resume: bool) -> Trainer:
-        import torch
-
         from emucsd.stannis.training.factory import build_model
         from emucsd.stannis.training.trainer import Trainer
 
-        if threads := self.spec.threads.get(self.node):
-            torch.set_num_threads(threads)
         keeper = self._checkpoints()
         trainer = Trainer(
             self.spec,

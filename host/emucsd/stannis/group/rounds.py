@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from emucsd.stannis import fields
 from emucsd.stannis.errors import GroupViolation, PeerLost, StannisError
 from emucsd.stannis.group.events import Events
+from emucsd.stannis.group.failures import WorkerFailed
 from emucsd.stannis.group.membership import Membership, Outcome, Present
 from emucsd.stannis.group.protocol import Abandon, Broken, Epoch, Message, Pause, Planned, Saved, Step, Store, StoreAt
 from emucsd.stannis.group.steps import Steps
 from emucsd.stannis.plan.plan import Plan
 from emucsd.stannis.training.position import Position
+
+_SYNC_LIMIT = 3600.0  # seconds that no addition takes
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,13 @@ class Stand:
 class Round:
     """A generation's ranks, and what came of it.
 
+    :ivar nodes: by rank
     :ivar stands: by node: those that answered
     :ivar failures: by node: those that failed or were lost
     """
 
     generation: int
-    plan: Plan
+    nodes: tuple[str, ...]
     stands: dict[str, Stand] = field(default_factory=dict)
     failures: dict[str, StannisError] = field(default_factory=dict)
     abandoned: bool = False
@@ -54,7 +58,7 @@ class Round:
     @property
     def over(self) -> bool:
         """Every rank has answered, failed or gone."""
-        return len(self.stands) + len(self.failures) == self.plan.world
+        return len(self.stands) + len(self.failures) == len(self.nodes)
 
     @property
     def newest(self) -> Stand | None:
@@ -83,16 +87,19 @@ class Rounds:
         :param about: goes along with the request: classes, readers, resume
         :param check: called at every turn; may ask for a pause, or raise
         """
-        self._generation += 1
-        now = self.now = Round(self._generation, plan)
-        self.steps.begin(self._generation, plan.nodes)
-        arguments = {"generation": self._generation, "plan": fields.dump(plan), **about}
+        now = self._begin(plan.nodes)
+        self.steps.begin(now.generation, plan.nodes)
+
+        def ended(node: Present, outcome: Outcome) -> None:
+            self._ended(now, node.name, outcome)
+
+        arguments = {"generation": now.generation, "plan": fields.dump(plan), **about}
         for name in plan.nodes:
             node = self.members.present.get(name)
             if node is None:
-                self._ended(now, name, PeerLost(f"{name} is lost", name))
+                self._fail(now, name, PeerLost(f"{name} is lost", name))
             else:
-                self.members.ask(node, "train", arguments, lambda one, outcome: self._ended(now, one.name, outcome))
+                self.members.ask(node, "train", arguments, ended)
         try:
             while not now.over:
                 check(now)
@@ -103,14 +110,49 @@ class Rounds:
         self.steps.end(newest.step if newest is not None else 0)
         return now
 
+    def sync_seconds(self, nodes: Sequence[str], check: Callable[[], None]) -> float:
+        """How long these nodes take to add up one step's gradients. :raises StannisError: the model can't be made"""
+        now = self._begin(tuple(nodes))
+        asked: dict[str, tuple[str, dict[str, Any]]] = {
+            name: ("sync", {"generation": now.generation, "nodes": list(nodes)}) for name in nodes
+        }
+
+        def turn() -> None:
+            check()
+            if any(name not in self.members.present for name in nodes):
+                self._abandon(now, "a rank is gone")
+
+        try:
+            outcomes = self.members.ask_all(asked, turn)
+        finally:
+            self.now = None
+        times = []
+        for outcome in outcomes.values():
+            if isinstance(outcome, WorkerFailed) and outcome.fatal:
+                raise outcome
+            seconds = outcome.get("seconds") if isinstance(outcome, dict) else None
+            if isinstance(seconds, float) and 0 <= seconds < _SYNC_LIMIT:
+                times.append(seconds)
+        about = {"nodes": list(nodes), "seconds": max(times, default=None)}
+        self.events.tell("sync", **about)
+        return max(times, default=0.0)
+
+    def _begin(self, nodes: tuple[str, ...]) -> Round:
+        self._generation += 1
+        self.now = Round(self._generation, nodes)
+        return self.now
+
+    def _fail(self, now: Round, name: str, problem: StannisError) -> None:
+        now.failures[name] = problem
+        self._abandon(now, str(problem))
+
     def _ended(self, now: Round, name: str, outcome: Outcome) -> None:
         try:
             if isinstance(outcome, StannisError):
                 raise outcome
             stand = _stand(name, outcome)
         except StannisError as problem:
-            now.failures[name] = problem
-            self._abandon(now, str(problem))
+            self._fail(now, name, problem)
             return
         now.stands[name] = stand
         if stand.ended == "lost":
@@ -120,13 +162,13 @@ class Rounds:
         """Nobody is to wait for a rank that is gone."""
         if not now.abandoned:
             now.abandoned = True
-            self.members.tell(now.plan.nodes, Abandon(now.generation, why[:500]))
+            self.members.tell(now.nodes, Abandon(now.generation, why[:500]))
 
     def ask(self, now: Round, what: str) -> None:
         """``pause``, or ``stop`` with a checkpoint: after the step that all are in. One rank passes it on to all."""
         if now.asked in ("", "pause") and now.asked != what and not now.abandoned:
             now.asked = what
-            self.members.tell(now.plan.nodes, Pause(now.generation, what == "stop"))
+            self.members.tell(now.nodes, Pause(now.generation, what == "stop"))
 
     # -- what ranks say meanwhile
 
@@ -146,13 +188,13 @@ class Rounds:
         elif isinstance(message, Epoch):
             self._epoch(message)
         elif isinstance(message, Planned):
-            self._planned(now, node, message)
+            self._planned(node, message)
 
     def _store(self, now: Round, node: Present, message: Store) -> None:
-        if node.name != now.plan.nodes[0]:
+        if node.name != now.nodes[0]:
             raise GroupViolation(f"{node.name} opened a store and is not rank 0")
         address = node.hello.address or node.peer.where.rpartition(":")[0]
-        self.members.tell(now.plan.nodes[1:], StoreAt(now.generation, address, message.port))
+        self.members.tell(now.nodes[1:], StoreAt(now.generation, address, message.port))
 
     def _saved(self, node: Present, message: Saved) -> None:
         about = {"node": node.name, "step": message.step, "bytes": message.bytes, "seconds": message.seconds}
@@ -168,9 +210,8 @@ class Rounds:
         about["evaluation"] = message.evaluation or None
         self.events.tell("epoch", **about)
 
-    def _planned(self, now: Round, node: Present, message: Planned) -> None:
+    def _planned(self, node: Present, message: Planned) -> None:
         plan = load_plan(node.name, message.plan)
-        now.plan = plan
         self.events.tell(
             "retuned",
             step=message.step,

@@ -7,7 +7,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,23 @@ class Kind:
 class Tuner:
     """Finds each node's batch.
 
+    Each step of training ends with an addition over all ranks, whatever its batch: a batch is chosen by the rate that
+    it has with that. What is kept and planned with are the times without.
+
+    :param sync_seconds: of that addition
     :param check: called while waiting; raises what ends the run
     """
 
-    def __init__(self, spec: Spec, members: Membership, options: argparse.Namespace, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        members: Membership,
+        options: argparse.Namespace,
+        sync_seconds: float,
+        check: Callable[[], None],
+    ) -> None:
         self.spec, self.members, self.options, self._check = spec, members, options, check
+        self.sync_seconds = sync_seconds
 
     def engines(self, nodes: list[Present]) -> tuple[list[Engine], dict[str, str]]:
         """The engines of these nodes, measured or remembered.
@@ -98,6 +110,7 @@ class Tuner:
             "batches": batches_of(self.options.batches),
             "margin": self.options.margin,
             "c": self.options.grain,
+            "ranks": len(self.members.present),  # what an addition takes depends on them
             "fixed": {kind.name: kind.batch for kind in kinds if kind.batch is not None},
         }
         prints = {kind.name: kind.fingerprint for kind in kinds}
@@ -111,12 +124,13 @@ class Tuner:
         if kinds[0].batch is not None:
             return tune_fixed(benches, {kind.name: kind.batch or 1 for kind in kinds})
         named: dict[str, Any] = {"batches": batches_of(self.options.batches), "margin": self.options.margin}
-        return tune_all(
+        tuning = tune_all(
             benches,
             c=self.options.grain,
             allow_missing=self.spec.allow_missing,
             **{name: value for name, value in named.items() if value is not None},
         )
+        return _without(tuning, self.sync_seconds)
 
     # -- the tuner's thread asks, this one does
 
@@ -169,13 +183,16 @@ class Tuner:
             answer.set_exception(PeerLost(f"{', '.join(kind.nodes)}: lost while tuning", kind.nodes[0]))
             return
 
+        added = self.sync_seconds if kind.batch is None else 0.0
+
         def answered(one: Present, outcome: Outcome) -> None:
             if isinstance(outcome, PeerLost) and any(name in self.members.present for name in kind.nodes):
                 self._ask(kind, batch, answer)  # another of its kind
                 return
             self._tell(kind, one, batch, outcome)
             try:
-                answer.set_result(_measured(one, outcome))
+                found = _measured(one, outcome)
+                answer.set_result(replace(found, seconds=found.seconds + added))
             except StannisError as problem:
                 answer.set_exception(problem)
 
@@ -200,6 +217,22 @@ def _measured(node: Present, outcome: Outcome) -> Measured:
         return fields.load(Measured, outcome, f"{node.name}'s benchmark")
     except fields.FieldError as problem:
         raise StannisError(str(problem)) from None
+
+
+def _without(tuning: Tuning, seconds: float) -> Tuning:
+    """The same, each time less by so much."""
+    if not seconds:
+        return tuning
+    tuned = {
+        kind: replace(
+            found,
+            seconds=found.seconds - seconds,
+            curve=tuple((batch, taken - seconds) for batch, taken in found.curve),
+        )
+        for kind, found in tuning.tuned.items()
+    }
+    trials = tuple(replace(one, seconds=one.seconds - seconds if one.seconds else one.seconds) for one in tuning.trials)
+    return replace(tuning, tuned=tuned, trials=trials)
 
 
 def _nodes(kinds: list[Kind]) -> Mapping[str, list[str]]:
