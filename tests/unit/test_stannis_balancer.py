@@ -187,6 +187,16 @@ def test_public_samples_go_to_whom_lacks() -> None:
     assert [share.quota.get("public", 0) for share in plan.shares] == [1847, 137, 16]
 
 
+def test_even_without_public_samples() -> None:
+    """Private shares that are even as they lie need nothing, and the plan says that."""
+    plan = balance(published(1), [private(3_150, "host"), private(250, "csd0")])
+    assert (plan.strategy, plan.steps, plan.why) == (
+        "public",
+        10,
+        "all ranks have as much of their own: 10 steps' worth each",
+    )
+
+
 def lacking() -> tuple[list[Engine], list[Pool]]:
     """A drive with 20 steps' worth of its own, and too few public samples for the others."""
     return published(2), [public(900, ["host", "csd0"]), private(500, "csd1"), private(100, "csd0")]

@@ -18,7 +18,7 @@ from emucsd.stannis import errors, fields
 from emucsd.stannis.errors import DoesNotFit, FactoryFailed, MemoryExceeded, PlanError, SpecError, StannisError
 from emucsd.stannis.plan.balancer import balance
 from emucsd.stannis.plan.measured import Measured
-from emucsd.stannis.plan.plan import Engine, Plan, Pool, Share
+from emucsd.stannis.plan.plan import Engine, Plan, Pool, Rest, Share
 from emucsd.stannis.spec import Spec
 from tests.unit.fleet_rig import fleets, private, public, published
 
@@ -209,6 +209,29 @@ def test_plan_that_does_not_add_up(change: dict[str, Any], says: str) -> None:
     """A plan in which a sample is lost, or a private one goes where it can't be read, can't be made at all."""
     with pytest.raises(PlanError, match=says):
         replace(small_plan(), **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"quotas": ({"public": 45},)}, "1 ranks"),
+        ({"done": 1.5}, "after 1.5"),
+        ({"steps": 4}, "does not fit 4 steps of 9"),
+        ({"quotas": ({"public": 44}, {"of csd0": 5})}, "44 of 45"),
+        ({"quotas": ({"public": 45, "of csd0": 5}, {}), "steps": 9}, "5 samples of 'of csd0': no way to it"),
+        ({"spent": {"public": ((30, 60), (0, 15)), "of csd0": ((0, 5),)}}, "ranges that rise"),
+        ({"spent": {"public": ((-5, 40),), "of csd0": ((0, 5),)}}, "ranges that rise"),
+        ({"spent": {"public": ((0, 45),)}}, "5 of 10 samples"),
+    ],
+)
+def test_rest_that_does_not_add_up(change: dict[str, Any], says: str) -> None:
+    """What is left of an epoch is checked like one: each sample that was not trained, once, where it can be read."""
+    spent = {"public": ((0, 15), (30, 60)), "of csd0": ((0, 5),), "of one that left": ((0, 9),)}
+    rest = Rest(2, 5, 0.5, ({"public": 45}, {"of csd0": 5}), spent)
+    plan = replace(small_plan(), rest=rest)
+    assert (plan.steps_in(2), plan.steps_in(3), plan.progress(2, 1)) == (5, 10, 2.6)
+    with pytest.raises(PlanError, match=says):
+        replace(plan, rest=replace(rest, **change))
 
 
 def test_plan_from_damaged_json() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -220,11 +220,9 @@ class Plan:
                 f"{self.generation}; at least 1 step and rank, the rest from 0"
             )
         self._check_names()
-        self._check_quotas()
-        if self.rest is not None and len(self.rest.quotas) != self.world:
-            raise PlanError(
-                f"the rest of epoch {self.rest.epoch} is for {len(self.rest.quotas)} ranks, not {self.world}"
-            )
+        self._check_shares()
+        if self.rest is not None:
+            self._check_rest(self.rest)
 
     def _check_names(self) -> None:
         if [share.rank for share in self.shares] != list(range(self.world)):
@@ -234,25 +232,50 @@ class Plan:
                 twice = next(name for name in names if names.count(name) > 1)
                 raise PlanError(f"{what} {twice!r} comes twice in a plan; each has a name of its own")
 
-    def _check_quotas(self) -> None:
-        pools = {pool.name: pool for pool in self.pools}
-        taken = dict.fromkeys(pools, 0)
+    def _check_shares(self) -> None:
         for share in self.shares:
             if share.batch < 1 or share.samples > self.steps * share.batch:
                 raise PlanError(
                     f"rank {share.rank}: {share.samples} samples in {self.steps} steps of {share.batch}; "
                     "a batch of at least 1 that holds them"
                 )
-            for name, count in share.quota.items():
+            if any(not 0 <= count <= share.quota.get(name, 0) for name, count in share.repeated.items()):
+                raise PlanError(f"rank {share.rank}: repeats {share.repeated} of {share.quota}; each sample once more")
+        self._check_dealt([share.quota for share in self.shares], {pool.name: pool.count for pool in self.pools})
+
+    def _check_rest(self, rest: Rest) -> None:
+        if len(rest.quotas) != self.world or rest.epoch < 0 or rest.steps < 0 or not 0 <= rest.done <= 1:
+            raise PlanError(
+                f"the rest of epoch {rest.epoch}: {rest.steps} steps for {len(rest.quotas)} ranks after {rest.done}; "
+                f"for {self.world} ranks, from 0, a share of 1"
+            )
+        left = {}
+        for pool in self.pools:
+            edges = [edge for ends in rest.spent.get(pool.name, ()) for edge in ends]
+            if edges != sorted(edges) or (edges and edges[0] < 0):
+                raise PlanError(f"pool {pool.name!r}: {edges[:6]} were trained; ranges that rise and are apart")
+            trained = (min(end, pool.count) - first for first, end in rest.spent.get(pool.name, ()))
+            left[pool.name] = pool.count - sum(count for count in trained if count > 0)
+        for share, quota in zip(self.shares, rest.quotas, strict=True):
+            if sum(quota.values()) > rest.steps * share.batch:
+                raise PlanError(
+                    f"rank {share.rank}: the rest of an epoch does not fit {rest.steps} steps of {share.batch}"
+                )
+        self._check_dealt(rest.quotas, left)
+
+    def _check_dealt(self, quotas: Sequence[dict[str, int]], counts: dict[str, int]) -> None:
+        """Every sample is dealt, once, to a rank that can read it."""
+        pools = {pool.name: pool for pool in self.pools}
+        dealt = dict.fromkeys(pools, 0)
+        for share, quota in zip(self.shares, quotas, strict=True):
+            for name, count in quota.items():
                 pool = pools.get(name)
                 if pool is None or count < 0 or (count and not pool.readable_by(share.node)):
                     raise PlanError(f"rank {share.rank}, {share.node}: {count} samples of {name!r}: no way to it")
-                taken[name] += count
-            if any(not 0 <= count <= share.quota.get(name, 0) for name, count in share.repeated.items()):
-                raise PlanError(f"rank {share.rank}: repeats {share.repeated} of {share.quota}; each sample once more")
-        for name, count in taken.items():
-            if count != pools[name].count:
-                raise PlanError(f"pool {name!r}: {count} of {pools[name].count} samples are planned; every one, once")
+                dealt[name] += count
+        for name, count in dealt.items():
+            if count != counts[name]:
+                raise PlanError(f"pool {name!r}: {count} of {counts[name]} samples are planned; every one, once")
 
     # -- ranks
 

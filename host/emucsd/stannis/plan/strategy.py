@@ -70,7 +70,7 @@ class Draft:
         :raises PlanError: ``public`` was asked for and does not suffice
         """
         if self.even:
-            return [self._option("public", self.batches, [{}] * len(self.engines))]
+            return [self._option("public", self.batches, self._nothing)]
         if asked == "public":
             raise PlanError(
                 f"public samples do not suffice: {self._lack()}; use strategy 'duplicate' or 'shorten', or add data"
@@ -80,12 +80,17 @@ class Draft:
 
     def shortened(self) -> Option:
         """Batches no larger than what the samples last for."""
-        return self._option("shorten", self._lasting([{}] * len(self.engines)), [{}] * len(self.engines))
+        return self._option("shorten", self._lasting(self._nothing), self._nothing)
 
     def duplicated(self) -> Option:
         """Repeats up to the fullest ranks' steps; where each sample twice is too little for that, shortened as well."""
         repeated = [self._repeats(rank) for rank in range(len(self.engines))]
         return self._option("duplicate", self._lasting(repeated), repeated)
+
+    @property
+    def _nothing(self) -> list[dict[str, int]]:
+        """No repeats."""
+        return [{} for _ in self.engines]
 
     def _repeats(self, rank: int) -> dict[str, int]:
         fullest, quota = self.deal.groups[0].steps, self.deal.quotas[rank]
@@ -118,8 +123,13 @@ class Draft:
     def why(self, chosen: Option, options: Sequence[Option]) -> str:
         """A sentence on the strategy and one on what decides the number of steps."""
         if chosen.strategy == "public":
-            return f"public samples even out all ranks, at {float(self.deal.groups[0].steps):.4g} steps' worth each"
+            how = "all ranks have as much of their own" if self._all_own else "public samples even out all ranks"
+            return f"{how}: {float(self.deal.groups[0].steps):.4g} steps' worth each"
         return f"{self._lack()}; {'; '.join(map(_rate, options))}; {self._bound()}"
+
+    @property
+    def _all_own(self) -> bool:
+        return all(self.pools[pool].private for quota in self.deal.quotas for pool in quota)
 
     def _lack(self) -> str:
         lacking = [rank for group in self.deal.groups if group.steps <= self.steps - 1 for rank in group.ranks]
