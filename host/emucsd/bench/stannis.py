@@ -10,9 +10,11 @@ import contextlib
 import dataclasses
 import io
 import os
+import statistics
 import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,10 @@ from emucsd.stannis.launch.standing import Standing
 from emucsd.stannis.spec import Spec
 
 Tell = Callable[[str], None]
-SHARE = 0.1  # of a core, that each engine gets
+SHARE = 0.1  # of a processor, that each engine gets: it has one core
 ENGINES = 2
 FACTORY, ARGUMENTS = "emucsd.stannis.models:small", {"channels": 64}
-TRIED = "8,16,32"  # batches of the engines: a step is to take longer than the bursts in which they run
+TRIED = "128"  # batch of the engines: a step is to take seconds, for they run in bursts of some milliseconds
 WARM_UP = 2  # steps that don't count
 SIDE, SAMPLES, CLASSES = 32, 4000, 10  # of images that are made where none are given
 
@@ -57,7 +59,7 @@ def whole_figures(folder: Path, data: str | None, steps: int, tell: Tell) -> dic
     """Tuned, each alone, all together, all together with equal batches: in this order, on the same drives."""
     host_cores, engine_cores = cores()
     samples = data or str(made_images(folder / "images.tar"))
-    options = EngineOptions(cpu_share=SHARE, cores=engine_cores)
+    options = EngineOptions(SHARE, cores=1, processors=engine_cores)
     with EmbeddedDrives.make(ENGINES, folder, options, tell) as drives, contextlib.ExitStack() as stack:
         for drive in drives.drives:
             where = put(drive, samples)
@@ -117,7 +119,7 @@ class Together:
         return dict(standing.plans[-1])
 
     def rate(self, what: str, nodes: Sequence[Node], batches: dict[str, int], *, equal: bool = False) -> float:
-        """Images/s of these nodes, from the end of the steps that don't count to the last one's."""
+        """Images/s of these nodes: of the median step, so that what else the computer does for a moment is left out."""
         self._tell(what)
         chosen = {node.name: batches[node.name] for node in nodes}
         spec = dataclasses.replace(
@@ -129,9 +131,8 @@ class Together:
             epochs=1000,
         )
         _, steps = self._run(nodes, spec, ["--equal"] if equal else [])
-        begun = next(step["time"] for step in steps if step["step"] >= WARM_UP)
-        counted = [step for step in steps if step["time"] > begun]
-        return float(sum(step["total"] for step in counted) / (counted[-1]["time"] - begun))
+        taken = [(step["total"], step["time"] - before["time"]) for before, step in pairwise(steps)]
+        return statistics.median(total / seconds for total, seconds in taken[WARM_UP - 1 :])
 
     def _spec(self) -> Spec:
         threads = {node.name: 1 for node in self._nodes}

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from emucsd.drive import Drive
 from emucsd.errors import DriveTimeout
@@ -27,16 +27,18 @@ READY_SECONDS = 60.0
 DISK = "EMUCSD_DISK"
 
 
-class EngineOptions:
+class EngineOptions(NamedTuple):
     """What each engine is held to; None: the profile's.
 
-    :ivar cores: processors of this machine that engines, and what serves their drives, may run on
+    :ivar cpu_share: of a processor here, that each of its cores is worth
+    :ivar cores: that it has
+    :ivar processors: of this machine, that engines and what serves their drives may run on; None: all
     """
 
-    def __init__(
-        self, cpu_share: float | None = None, memory_bytes: int | None = None, cores: Sequence[int] | None = None
-    ) -> None:
-        self.cpu_share, self.memory_bytes, self.cores = cpu_share, memory_bytes, cores
+    cpu_share: float | None = None
+    memory_bytes: int | None = None
+    cores: int | None = None
+    processors: Sequence[int] | None = None
 
 
 class EmbeddedDrives:
@@ -56,7 +58,7 @@ class EmbeddedDrives:
         with contextlib.ExitStack() as stack:
             for drive in drives:
                 stack.callback(drive.close)
-            with on_cores(options.cores):
+            with on_cores(options.processors):
                 self.tunnel = self._open_tunnel(stack)
                 for number, drive in enumerate(drives):
                     tell(f"starting the engine of drive {number}")
@@ -69,7 +71,7 @@ class EmbeddedDrives:
     def make(cls, count: int, folder: Path, options: EngineOptions, tell: Tell, **settings: Any) -> EmbeddedDrives:
         """With so many temporary drives. :param settings: of ``Drive.start``, instead of a small Newport's"""
         chosen = {"profile": PROFILE, "size": SIZE, "queues": QUEUES, **settings}
-        with contextlib.ExitStack() as stack, on_cores(options.cores):
+        with contextlib.ExitStack() as stack, on_cores(options.processors):
             drives = []
             for number in range(count):
                 tell(f"starting drive {number}")
@@ -94,7 +96,8 @@ class EmbeddedDrives:
             ) from problem
 
     def _engine(self, drive: Drive, options: EngineOptions) -> LocalEngine:
-        return LocalEngine(drive.folder, cpu_share=options.cpu_share, memory_bytes=options.memory_bytes)
+        share, memory = options.cpu_share, options.memory_bytes
+        return LocalEngine(drive.folder, cores=options.cores, cpu_share=share, memory_bytes=memory)
 
     def _serve(self, stack: contextlib.ExitStack, number: int) -> str:
         """Port 0 of a drive, for the host's rank: the URI that it finds it by."""

@@ -100,7 +100,7 @@ def _chosen(request: Request, folder: Path, tell: Tell, stack: contextlib.ExitSt
         named = (request.drives[0], None)
     if named is not None:
         return _testbed(request, TestbedNodes(named[0], named[1], folder), stack)
-    options = EngineOptions(request.cpu_share, request.engine_memory, request.engine_cores or None)
+    options = EngineOptions(request.cpu_share, request.engine_memory, processors=request.engine_cores or None)
     if request.engines:
         sized = {} if request.drive_size is None else {"size": request.drive_size}
         drives = EmbeddedDrives.make(request.engines, folder, options, tell, profile=request.profile, **sized)
