@@ -109,12 +109,16 @@ class Process:
 
 
 class TrainingRun:
-    """A coordinator, and workers that can be killed, stopped and started again."""
+    """A coordinator, and workers that can be killed, stopped and started again.
+
+    :param about: nodes, test; start: who is started at once; apart: each worker with an address of its own
+    """
 
     def __init__(self, folder: Path, spec: Spec, pools: tuple[Place, ...], *words: str, **about: Any) -> None:
         self.folder = folder
         nodes = about.pop("nodes", None) or sorted({node for pool in pools for node in pool.at})
         members = tuple(node if isinstance(node, Member) else Member(node) for node in nodes)
+        self.apart = bool(about.pop("apart", False))
         self.names = [member.name for member in members]
         folder.mkdir(exist_ok=True)
         (folder / "net.py").write_text(NET)
@@ -137,10 +141,12 @@ class TrainingRun:
             raise
 
     def start(self, name: str, **more: str) -> Process:
-        """A worker; a second one of a name replaces the first in ``workers``."""
+        """A worker; a second one of a name replaces the first in ``workers``. Where workers have addresses of their
+        own, they add up over rank 0, as over the drives' tunnels."""
         if name in self.workers:
             self.workers[name].end()
         argv = ["emucsd.stannis.group.worker", "--coordinator", self.address, "--node", name]
+        argv += ["--address", f"127.0.1.{1 + self.names.index(name)}"] if self.apart else []
         self.workers[name] = Process(argv, self.folder, f"worker-{name}", **more)
         return self.workers[name]
 

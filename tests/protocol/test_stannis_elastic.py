@@ -50,7 +50,9 @@ def test_losses_and_returns(tmp_path: Path) -> None:
     pools = pictures(tmp_path, {"public": 240, "mine": 12, "test": 10})
     where = place(pools["public"], "a", "b", "c"), place(pools["mine"], "b", private=True)
     test = (place(pools["test"], "a", "c"),)
-    with TrainingRun(tmp_path / "run", spec(epochs=999), where, "--silence", str(SILENCE), test=test) as run:
+    with TrainingRun(
+        tmp_path / "run", spec(epochs=999), where, "--silence", str(SILENCE), test=test, apart=True
+    ) as run:
         run.wait("step", lambda event: event["step"] >= 4)
 
         run.workers["c"].send(signal.SIGKILL)

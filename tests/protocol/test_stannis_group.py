@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ torch = pytest.importorskip("torch")
 
 from emucsd.stannis.data import source  # noqa: E402
 from emucsd.stannis.data.loader import Loader  # noqa: E402
+from emucsd.stannis.errors import PeerLost  # noqa: E402
 from emucsd.stannis.group import (  # noqa: E402
     options,
     protocol,
@@ -23,6 +27,7 @@ from emucsd.stannis.group import (  # noqa: E402
 from emucsd.stannis.group.cluster import Cluster, Member, Place  # noqa: E402
 from emucsd.stannis.group.controller import Controller  # noqa: E402
 from emucsd.stannis.group.events import Events  # noqa: E402
+from emucsd.stannis.group.gloo import GlooGroup  # noqa: E402
 from emucsd.stannis.group.server import Server  # noqa: E402
 from emucsd.stannis.plan.order import union  # noqa: E402
 from emucsd.stannis.plan.plan import Plan  # noqa: E402
@@ -130,6 +135,42 @@ def said_to(address: tuple[str, int], line: bytes) -> dict[str, Any]:
             answer += piece
         found: dict[str, Any] = json.loads(answer)
         return found
+
+
+@pytest.mark.parametrize("over_host", [False, True])
+def test_group_of_ranks(over_host: bool) -> None:
+    """Sums and broadcasts over three ranks, then one is waited for in vain: abandoned, the others are told at once."""
+    port: list[int] = []
+    groups = [GlooGroup(rank, 3, 1, over_host=over_host) for rank in range(3)]
+    met = threading.Barrier(3)
+
+    def rank(group: GlooGroup) -> tuple[list[float], float, float]:
+        group.form("127.0.0.1", store=lambda: ("127.0.0.1", port[0]) if port else None, announce=port.append)
+        sums = [torch.full((1000,), float(group.rank + 1)), torch.full((300_000,), 1.0)]
+        for pending in [group.begin(tensor) for tensor in sums]:
+            pending.wait()
+        given = torch.full((4,), float(group.rank))
+        group.broadcast(given, 1)
+        met.wait(60.0)
+        if group.rank == 2:
+            return [float(tensor[-1]) for tensor in sums], float(given[0]), 0.0
+        waiting = group.begin(torch.zeros(100_000))
+        threading.Timer(0.1, group.abandon, ("node z is gone",)).start()
+        begun = time.monotonic()
+        with pytest.raises(PeerLost, match="node z is gone"):
+            waiting.wait()
+        return [float(tensor[-1]) for tensor in sums], float(given[0]), time.monotonic() - begun
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(rank, groups))
+    for sums, given, seconds in found:
+        assert (sums, given) == ([6.0, 3.0], 1.0)
+        assert seconds < 5.0
+    for group in groups:
+        group.abandon()
+        with pytest.raises(PeerLost):
+            group.all_reduce(torch.zeros(1))
+        group.close()
 
 
 # -- what goes wrong before anything is trained: coordinator and workers are threads here

@@ -15,10 +15,12 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from emucsd.stannis.errors import PeerLost
+from emucsd.stannis.group.allreduce import all_reduce
 from emucsd.stannis.training.collective import Done, Pending
 
 if TYPE_CHECKING:
@@ -35,10 +37,13 @@ class GlooGroup:
 
     :param rank: this one, from 0
     :param generation: counts the groups of a run
+    :param over_host: rank 0 is on the host, and the way between two others leads through it (``allreduce``)
     """
 
-    def __init__(self, rank: int, size: int, generation: int) -> None:
+    def __init__(self, rank: int, size: int, generation: int, *, over_host: bool = False) -> None:
         self.rank, self.size, self.generation = rank, size, generation
+        # one thread: all ranks' additions in one order
+        self._adder = ThreadPoolExecutor(1, "adder") if over_host and size > 2 else None
         self._left = threading.Event()
         self._why = ""
         self._group: Any = None
@@ -115,7 +120,7 @@ class GlooGroup:
                 announce(int(self._store.port))
             options = ProcessGroupGloo._Options()
             options._devices = [ProcessGroupGloo.create_device(hostname=address)]
-            options._timeout = limit  # of meeting; each addition brings its own
+            options._timeout = TIMEOUT
             options._threads = _THREADS
             store = PrefixStore(f"generation {self.generation}", self._store)
             self._group = ProcessGroupGloo(store, self.rank, self.size, options)
@@ -134,6 +139,8 @@ class GlooGroup:
         if self.size == 1:
             return Done()
         self._check()
+        if self._adder is not None:
+            return _Future(self, self._start(self._adder.submit, all_reduce, self._group, tensor))
         from torch.distributed import AllreduceOptions
 
         options = AllreduceOptions()
@@ -161,6 +168,16 @@ class GlooGroup:
         except RuntimeError as problem:
             raise self._lost(problem) from None
 
+    def wait_future(self, future: Future[None]) -> None:
+        """Until the adder is done. :raises PeerLost: it failed, or the group was abandoned"""
+        while True:
+            try:
+                return future.result(_SLICE.total_seconds())
+            except TimeoutError:
+                self._check()
+            except (RuntimeError, CancelledError) as problem:
+                raise self._lost(problem) from None
+
     def wait(self, work: Any) -> None:
         """Until a work of Gloo's is done. :raises PeerLost: it failed, or the group was abandoned"""
         while True:
@@ -179,10 +196,14 @@ class GlooGroup:
         self._why = self._why or why
         self._left.set()
         self._cut()
+        if self._adder is not None:
+            self._adder.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
         """The group is of no more use to anybody: no addition is under way on any rank."""
         self._left.set()
+        if self._adder is not None:
+            self._adder.shutdown(wait=False, cancel_futures=True)
         self._group = self._store = None
 
     def _cut(self) -> None:
@@ -209,7 +230,7 @@ class GlooGroup:
         if deadline is not None and time.monotonic() > deadline:
             raise PeerLost("a rank did not come to form the group in time")
 
-    def _lost(self, problem: RuntimeError) -> PeerLost:
+    def _lost(self, problem: BaseException) -> PeerLost:
         if self._left.is_set():
             return PeerLost(self._why or "the group of ranks was left")
         return PeerLost(f"the ranks' connection broke: {told(problem)}")
@@ -224,6 +245,17 @@ class _Work:
     def wait(self) -> None:
         """Return when the tensor holds the sum. :raises PeerLost: a rank is gone"""
         self._group.wait(self._work)
+
+
+class _Future:
+    """An addition over the host."""
+
+    def __init__(self, group: GlooGroup, future: Future[None]) -> None:
+        self._group, self._future = group, future
+
+    def wait(self) -> None:
+        """Return when the tensor holds the sum. :raises PeerLost: a rank is gone"""
+        self._group.wait_future(self._future)
 
 
 def told(problem: BaseException | None) -> str:

@@ -157,7 +157,7 @@ class Rank:
         from emucsd.stannis.training.gradients import BUCKET_BYTES
 
         nodes = list(arguments["nodes"])
-        group = self._new_group(nodes.index(self.node), len(nodes), int(arguments["generation"]))
+        group = self._new_group(nodes.index(self.node), len(nodes), arguments)
         try:
             count = sum(p.numel() for p in build_model(self.spec).parameters() if p.requires_grad)
             buckets = torch.zeros(max(count, 1)).split(BUCKET_BYTES // 4)
@@ -209,7 +209,7 @@ class Rank:
         if self._probe is not None:
             self._probe.close()
             self._probe = None
-        group = self._new_group(plan.nodes.index(self.node), plan.world, int(arguments["generation"]))
+        group = self._new_group(plan.nodes.index(self.node), plan.world, arguments)
         try:
             trainer = self._prepared(group, plan, resume=bool(arguments["resume"]))
             self._form(group)
@@ -240,10 +240,11 @@ class Rank:
             return {"ended": ended, "at": None, "plan": None}
         return {"ended": ended, "at": asdict(trainer.at), "plan": fields.dump(trainer.plan)}
 
-    def _new_group(self, rank: int, size: int, generation: int) -> GlooGroup:
+    def _new_group(self, rank: int, size: int, arguments: Arguments) -> GlooGroup:
         from emucsd.stannis.group.gloo import GlooGroup
 
-        group = GlooGroup(rank, size, generation)
+        generation = int(arguments["generation"])
+        group = GlooGroup(rank, size, generation, over_host=bool(arguments["over_host"]))
         with self._lock:
             self._group = group
             if generation <= self._abandoned:

@@ -93,7 +93,7 @@ class Rounds:
         def ended(node: Present, outcome: Outcome) -> None:
             self._ended(now, node.name, outcome)
 
-        arguments = {"generation": now.generation, "plan": fields.dump(plan), **about}
+        arguments = {**self._meeting(now), "plan": fields.dump(plan), **about}
         for name in plan.nodes:
             node = self.members.present.get(name)
             if node is None:
@@ -114,7 +114,7 @@ class Rounds:
         """How long these nodes take to add up one step's gradients. :raises StannisError: the model can't be made"""
         now = self._begin(tuple(nodes))
         asked: dict[str, tuple[str, dict[str, Any]]] = {
-            name: ("sync", {"generation": now.generation, "nodes": list(nodes)}) for name in nodes
+            name: ("sync", {**self._meeting(now), "nodes": list(nodes)}) for name in nodes
         }
 
         def turn() -> None:
@@ -136,6 +136,14 @@ class Rounds:
         about = {"nodes": list(nodes), "seconds": max(times, default=None)}
         self.events.tell("sync", **about)
         return max(times, default=0.0)
+
+    def _meeting(self, now: Round) -> dict[str, Any]:
+        """How the ranks are to meet. Where each has an address of its own they are on the drives' tunnels, and these
+        meet at the host's end, which is where the first node is."""
+        present = [self.members.present[name] for name in now.nodes if name in self.members.present]
+        addresses = {node.hello.address for node in present}
+        host_leads = now.nodes[0] == self.members.cluster.names[0]
+        return {"generation": now.generation, "over_host": host_leads and len(addresses) == len(now.nodes)}
 
     def _begin(self, nodes: tuple[str, ...]) -> Round:
         self._generation += 1
