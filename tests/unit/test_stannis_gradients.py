@@ -191,6 +191,11 @@ def test_kinds_of_parameters() -> None:
         Gradients(nn.ReLU(), 1)
     with pytest.raises(ParameterRefused, match="meta"):
         Gradients(nn.Linear(2, 2, device="meta"), 1)
+    with pytest.raises(ParameterRefused, match="weight has no shape"):
+        Gradients(nn.LazyLinear(2), 1)
+    model[0].weight.requires_grad_(True)
+    with pytest.raises(ParameterRefused, match=r"0\.weight requires a gradient now"):
+        gradients.begin(Alone())
 
 
 def test_gradient_that_comes_twice() -> None:

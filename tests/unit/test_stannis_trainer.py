@@ -15,11 +15,11 @@ pytest.importorskip("torch")
 
 import torch
 
-from emucsd.stannis.errors import CheckpointFull, CheckpointMismatch, DataError, NonFinite, PlanError
+from emucsd.stannis.errors import CheckpointFull, CheckpointMismatch, DataError, NonFinite, PeerLost, PlanError
 from emucsd.stannis.plan.order import order, union
 from emucsd.stannis.plan.plan import Plan
 from emucsd.stannis.training.checkpoint import Folder
-from emucsd.stannis.training.collective import Alone
+from emucsd.stannis.training.collective import Alone, Done, Pending
 from emucsd.stannis.training.errors import ModelFailed
 from emucsd.stannis.training.factory import build_loss, build_model
 from emucsd.stannis.training.report import CheckpointReport, Ended, EpochReport, StepReport
@@ -336,6 +336,49 @@ def test_loader_that_ends_early() -> None:
     other = trainer()
     other.run()
     assert same(one, other)
+
+
+class Breaking(Alone):
+    """A group that loses a rank at some call: the one that begins an addition, or the wait for it."""
+
+    def __init__(self, calls: int, late: bool) -> None:
+        self.calls, self.late = calls, late
+
+    def _call(self) -> None:
+        self.calls -= 1
+        if not self.calls:
+            raise PeerLost("node1 is gone")
+
+    def begin(self, tensor: torch.Tensor) -> Pending:
+        if self.late:
+            return SimpleNamespace(wait=self._call)
+        self._call()
+        return Done()
+
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        self._call()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["while it begins", "while it waits"])
+@pytest.mark.parametrize("net", ["normed", "plain"])
+def test_group_that_breaks(net: str, late: bool) -> None:
+    """Wherever in a step a rank is lost, in forward, in backward or between: the state is that of a step boundary, and
+    with a new group the run ends with the bits of one that lost nobody."""
+    about = ranks.spec(net, sync_batchnorm=net == "normed", epochs=1)
+    whole = Trainer(about, build_model(about), Alone(), ranks.plans(1), ranks.loaders, bucket_bytes=500)
+    whole.run()
+    stops = set()
+    for calls in range(1, 24, 3 if net == "normed" else 2):
+        group = Breaking(calls, late)
+        one = Trainer(about, build_model(about), group, ranks.plans(1), ranks.loaders, bucket_bytes=500)
+        with pytest.raises(PeerLost, match="node1 is gone"):
+            one.run()
+        stops.add(one.at.step)
+        one.regroup(Alone(), ranks.plans(1))
+        assert one.run() is Ended.DONE
+        assert same(one, whole)
+        assert one.at == whole.at
+    assert len(stops) > 1
 
 
 def test_every_step_skipped() -> None:

@@ -89,6 +89,7 @@ class Gradients:
     ) -> None:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         _check(named)
+        self._frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
         named.reverse()  # about the order of backward
         self.names = [name for name, _ in named]
         self.parameters = [p for _, p in named]
@@ -163,7 +164,16 @@ class Gradients:
     # -- one step ----------------------------------------------------------------------------------------------------
 
     def begin(self, group: Collective) -> None:
-        """Before backward: everything is zero, nothing was sent."""
+        """Before backward: everything is zero, nothing was sent.
+
+        :raises ParameterRefused: a parameter that was frozen is not any more
+        """
+        for name, p in self._frozen:
+            if p.requires_grad:
+                raise ParameterRefused(
+                    f"{name} requires a gradient now and did not when training began; its gradient has no place among "
+                    "the others: train in two runs, the second from the first one's checkpoint"
+                )
         self.flat.zero_()
         self._attach()
         self._missing = list(self._full)
@@ -291,6 +301,8 @@ def _check(named: Sequence[tuple[str, torch.Tensor]]) -> None:
     if not named:
         raise ParameterRefused("the model has no parameter that requires a gradient; there is nothing to train")
     for name, p in named:
+        if isinstance(p, torch.nn.parameter.UninitializedParameter):
+            raise ParameterRefused(f"{name} has no shape yet: let the factory run the model once, on zeros")
         if p.dtype != torch.float32 and p.dtype not in _CONVERTED:
             raise ParameterRefused(
                 f"{name} is {p.dtype}; gradients travel as FP32, which would lose some of it: model.float() first"
