@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 
 from emucsd.stannis import fields
 from emucsd.stannis.errors import SpecError
+from emucsd.stannis.plan.plan import Asked
 
 Decay = Literal["constant", "milestones", "cosine"]
 OnDamage = Literal["fail", "skip"]
@@ -89,7 +90,7 @@ class Spec:
     tune: bool = True
     batches: dict[str, int] = field(default_factory=dict)
     global_batch: int | None = None
-    strategy: Literal["auto", "public", "duplicate", "shorten"] = "auto"
+    strategy: Asked = "auto"
     threads: dict[str, int] = field(default_factory=dict)
     allow_missing: bool = False
     on_damage: OnDamage = "fail"

@@ -6,7 +6,8 @@
             BS_host += BS_host * (time_newport - time_host) / C
             benchmark the host with BS_host
 
-The paper prints the condition and its absolute value without the minus signs; this is what they must have been.
+The paper prints the condition as ``(time_host time_newport) < (time_newport / E)``: a minus sign is missing here and in
+the step, and it is the condition for the loop to end.
 
 E: "a fixed 20 % margin": with E = 4 the loop ends, coming from above, at time_host = 1.25 time_newport, where Newport
 waits for 20 % of the step. Table I bears it out: the times of its four pairs are 1.25, 1.28, 1.39 and 1.27 apart, all
@@ -33,7 +34,8 @@ from emucsd.stannis.plan.tuning import Trial, Tuned, Tuning
 
 __all__ = ["BATCHES", "MARGIN", "TOLERANCE", "Bench", "Measured", "tune", "tune_all", "tune_fixed"]
 
-BATCHES = (1, 2, 4, 8, 12, 16, 20, 25, 32, 40, 50, 64)
+# not 1: batch norm can't train on one sample whose planes have shrunk to a pixel
+BATCHES = (2, 4, 8, 12, 16, 20, 25, 32, 40, 50, 64)
 MARGIN = 4.0  # E
 CLOSER = 10.0  # E where benchmarks are cheap against the run: at most 1/11 of a step is waited
 GRAIN = 40.0
