@@ -132,7 +132,7 @@ class Together:
         )
         _, steps = self._run(nodes, spec, ["--equal"] if equal else [])
         taken = [(step["total"], step["time"] - before["time"]) for before, step in pairwise(steps)]
-        return statistics.median(total / seconds for total, seconds in taken[WARM_UP - 1 :])
+        return float(statistics.median(total / seconds for total, seconds in taken[WARM_UP - 1 :]))
 
     def _spec(self) -> Spec:
         threads = {node.name: 1 for node in self._nodes}

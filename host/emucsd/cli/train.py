@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from emucsd.cli.command import USAGE, Command, CommandError, Option, Result, Settings
-from emucsd.cli.units import count, seconds, show_time, size
+from emucsd.cli.units import count, seconds, show_size, show_time, size
 
 if TYPE_CHECKING:
     from emucsd.stannis.launch.request import Request
@@ -206,8 +206,12 @@ def show(result: Result, console: Console) -> None:
     for epoch in training["epochs"][-1:]:
         console.print(escape(told({"event": "epoch", **epoch})))
     privacy = result["privacy"]
-    if privacy.get("verdict"):
-        console.print(escape(f"private samples: {privacy['verdict']}: {privacy.get('why', '')}"), soft_wrap=True)
+    if spaces := privacy.get("private_namespaces"):
+        line = f"private samples: {privacy['verdict']}: of {spaces} namespaces {show_size(privacy['port0_bytes'])} crossed "
+        line += (
+            f"port 0 and {show_size(privacy['port1_bytes'])} port 1, {privacy['watch_hits']} pieces seen in the tunnel"
+        )
+        console.print(escape("; ".join([line, *privacy["why"]])), soft_wrap=True)
     console.print(f"record: {escape(result['folder'])}/record.json", soft_wrap=True)
 
 

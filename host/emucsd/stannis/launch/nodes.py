@@ -39,7 +39,7 @@ Files = Mapping[str, bytes | Path]
 LOOPBACK = "127.0.0.1"
 MACHINE_FOLDER = "/root/stannis"  # of the host machine: working folders of its commands
 _STOP_SECONDS = 5.0
-_TAKEN = ("PYTHONPATH", "PYTHONUNBUFFERED")  # of our environment, into a local engine's
+_TAKEN = ("PYTHONPATH", "PYTHONUNBUFFERED", "OMP_WAIT_POLICY")  # of our environment, into a local engine's
 
 
 class Ended(NamedTuple):
@@ -210,6 +210,9 @@ def python_environment() -> dict[str, str]:
     chosen = environment()
     chosen["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*chosen["PYTHONPATH"].split(os.pathsep), os.getcwd()]))
     chosen["PYTHONUNBUFFERED"] = "1"
+    chosen["OMP_WAIT_POLICY"] = os.environ.get(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # ranks share processors: who waits, sleeps
     return chosen
 
 
