@@ -84,6 +84,13 @@ def test_eq_1() -> None:
     assert spread([9150], [[0, 1, 2]], [315, 25, 575]).quotas == ({0: 3150}, {0: 250}, {0: 5750})
 
 
+def test_a_pool_that_nobody_reads() -> None:
+    """Samples are not lost in silence: a pool without readers is an error, unless it is empty."""
+    assert spread([4, 0], [[0], []], [2]).quotas == ({0: 4},)
+    with pytest.raises(PlanError, match="pool 1 of 2 has 3 samples"):
+        spread([4, 3], [[0], []], [2])
+
+
 @settings(max_examples=60)
 @given(cases(), st.lists(st.integers(0, 60), min_size=5, max_size=5))
 def test_flow_is_a_minimum_cut(case: Case, more: list[int]) -> None:

@@ -155,6 +155,8 @@ def test_does_not_fit() -> None:
     with pytest.raises(DoesNotFit, match=r"host: the model with a batch of 1 .* 1,000 bytes are missing") as raised:
         tune(engine(3), engine(300, most=0), batches=[8])
     assert (raised.value.node, raised.value.missing) == ("host", 1000)
+    with pytest.raises(DoesNotFit, match="host: the model with a batch of 1 "):
+        tune(engine(3), engine(300, most=0), batches=[8], start=100)
     with pytest.raises(DoesNotFit, match="newport"):
         tune(engine(3, most=0), engine(300))
     with pytest.raises(DoesNotFit, match="fits none"):

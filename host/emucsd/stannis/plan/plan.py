@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -359,12 +359,3 @@ class Plan:
     def table(self) -> str:
         """For people: a line a rank, then the sums, the strategy and why."""
         return table.plan_table(self)
-
-
-def without(pools: Iterable[Pool], node: str) -> tuple[Pool, ...]:
-    """The pools once a node is gone: its places leave, and what lies nowhere else leaves whole."""
-    left = (
-        Pool(pool.name, pool.private, pool.count, pool.sample_bytes, {n: at for n, at in pool.at.items() if n != node})
-        for pool in pools
-    )
-    return tuple(pool for pool in left if pool.at)

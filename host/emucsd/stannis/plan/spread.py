@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from emucsd.stannis.errors import PlanError
 from emucsd.stannis.plan.flow import Flow
 
 
@@ -59,14 +60,16 @@ def spread(counts: Sequence[int], reach: Sequence[Sequence[int]], batches: Seque
     :param reach: by pool: the ranks that can read it, at least one for each pool that has samples
     :param batches: by rank, at least 1
     :returns: each sample dealt once; within a group ranks differ from Eq. 1 by less than one sample
+    :raises PlanError: nobody can read a pool that has samples
     """
+    for pool, count in enumerate(counts):
+        if count and not reach[pool]:
+            raise PlanError(f"pool {pool} of {len(counts)} has {count} samples, and no rank can read them")
     quotas: tuple[dict[int, int], ...] = tuple({} for _ in batches)
     groups: list[Group] = []
     todo = [(tuple(range(len(batches))), tuple(pool for pool, count in enumerate(counts) if count))]
     while todo:
         ranks, pools = todo.pop()
-        if not ranks:
-            continue
         place = {rank: number for number, rank in enumerate(ranks)}
         ways = [[place[rank] for rank in reach[pool] if rank in place] for pool in pools]
         here = [batches[rank] for rank in ranks]
