@@ -257,7 +257,7 @@ def test_packets_that_wrap_around_the_ring(rig: Rig) -> None:
     known = set().union(*map(fingerprints, pages))
     expected = sum(mark in known for mark in fingerprints(data))
     chance = random.Random(1)
-    for turn in range(400):
+    for turn in range(250):
         before = rig.hits()
         rig.carry(data)
         assert rig.hits() - before == expected, turn

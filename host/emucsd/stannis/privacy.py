@@ -180,7 +180,8 @@ class Proof:
     ) -> Proof:
         """Compare two snapshots of the same drives.
 
-        :param gradient_bytes: that each drive's engine sent into the tunnel for all-reduces, by its own account
+        :param gradient_bytes: that each drive's engine sent into the tunnel for all-reduces, by its own account: once a
+            step 4 bytes a parameter (``group.allreduce``), and the state where it handed that round
         :param control_bytes: and for all else, as those who got it have counted, or what is allowed for it
         :param private: namespaces by drive that the run takes for private: each must be, before and after
         """
