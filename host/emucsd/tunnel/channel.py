@@ -7,11 +7,12 @@ leaves it as an exception: it goes away, and comes back when the drive does.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Protocol
 
-from emucsd.errors import EmucsdError
+from emucsd.errors import DriveNotFound, EmucsdError
 from emucsd.tunnel.errors import TunnelRefused
 from emucsd.tunnel.frames import Batch, split
 from emucsd.tunnel.port import BUFFERS, SENDS, Done, TunnelPort
@@ -219,6 +220,8 @@ class Channel:
                 self._receive(done.buffer)
         elif done.status == Status.TUNNEL_CLOSED:
             self._close("closed by the host")
+        elif done.status < 0:  # Linux's, not the drive's: the namespace that commands went through was deleted
+            raise DriveNotFound(f"{self.name}: commands can't pass any more: {os.strerror(-done.status)}")
         else:
             self._close(f"a command ended with status {done.status:#x}")
 

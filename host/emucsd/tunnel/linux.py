@@ -13,12 +13,14 @@ from emucsd.errors import DriveNotFound, EmucsdError
 from emucsd.linux import ioctl, nodes
 from emucsd.linux.ioctl import PASSTHRU_COMMAND64, address_of, command
 from emucsd.linux.uring import ENTRY, NVME_URING_CMD_IO, OP_URING_CMD, Entry, Ring
-from emucsd.tunnel.port import BUFFER_BYTES, BUFFERS, CLOSED, RECEIVE_MS, SEND_MS, Done, check
+from emucsd.tunnel.port import BUFFER_BYTES, BUFFERS, CLOSED, SEND_MS, Done, check
 from emucsd_wire.nvme import PAGE, Io
 from emucsd_wire.tunnel import TUNNEL_SETUP, TUNNEL_STATUS, StatusFlag, TunnelAdmin, TunnelSetup, TunnelStatus
 
 _DRIVER_MS = 30_000  # beyond the command's own time: only then Linux aborts it
 _ADMIN_MS = 10_000
+# Less than elsewhere: whenever namespaces come or go Linux stops the others until their commands have ended
+_RECEIVE_MS = 1000
 _U32 = struct.Struct("<I")
 _LENGTH_AT, _CDW12_AT = (ENTRY.size + PASSTHRU_COMMAND64.offset(name) for name in ("length", "cdw12"))
 _lost: list[mmap.mmap] = []  # memory of commands that never ended: the drive may still write there
@@ -70,7 +72,7 @@ class LinuxPort:
 
     def receive(self, buffer: int) -> None:
         """TUNNEL_RECEIVE."""
-        self._enter(Io.TUNNEL_RECEIVE, buffer, BUFFER_BYTES, RECEIVE_MS)
+        self._enter(Io.TUNNEL_RECEIVE, buffer, BUFFER_BYTES, _RECEIVE_MS)
 
     def _enter(self, opcode: int, buffer: int, count: int, milliseconds: int) -> None:
         address = self._address + buffer * BUFFER_BYTES
