@@ -331,7 +331,7 @@ def test_versions_compare() -> None:
 
 def test_steps_add_up() -> None:
     """Step events that nobody takes in time are added up: no image or second is lost."""
-    lists = {name: [1, 2] for name in ("images", "compute", "load", "wait", "transfer", "left_out")}
+    lists = {name: [1, 2] for name in ("images", "compute", "load", "wait", "transfer", "left_out", "sent")}
     one = {"step": 4, "loss": 2.0, "total": 3, "steps": 1, "nodes": ["a", "b"], **lists}
     both = merged(one, {**one, "step": 5, "loss": 1.0})
     assert (both["step"], both["loss"], both["total"], both["steps"]) == (5, 1.0, 6, 2)

@@ -207,10 +207,9 @@ def show(result: Result, console: Console) -> None:
         console.print(escape(told({"event": "epoch", **epoch})))
     privacy = result["privacy"]
     if spaces := privacy.get("private_namespaces"):
-        line = f"private samples: {privacy['verdict']}: of {spaces} namespaces {show_size(privacy['port0_bytes'])} crossed "
-        line += (
-            f"port 0 and {show_size(privacy['port1_bytes'])} port 1, {privacy['watch_hits']} pieces seen in the tunnel"
-        )
+        crossed = [show_size(privacy[f"port{port}_bytes"]) for port in (0, 1)]
+        line = f"private samples: {privacy['verdict']}: of {spaces} namespaces {crossed[0]} crossed port 0 and "
+        line += f"{crossed[1]} port 1; {privacy['watch_hits']} pieces were seen in the tunnel"
         console.print(escape("; ".join([line, *privacy["why"]])), soft_wrap=True)
     console.print(f"record: {escape(result['folder'])}/record.json", soft_wrap=True)
 

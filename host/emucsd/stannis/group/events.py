@@ -14,7 +14,7 @@ from collections import deque
 from typing import IO, Any
 
 STEPS_WAITING = 64  # step events that wait for the reader, until further ones are added to the last
-_LISTS = ("images", "compute", "load", "wait", "transfer", "left_out")
+_LISTS = ("images", "compute", "load", "wait", "transfer", "left_out", "sent")
 
 
 class Events:

@@ -37,6 +37,7 @@ class GlooGroup:
 
     :param rank: this one, from 0
     :param generation: counts the groups of a run
+    :ivar sent: bytes that this rank has given to the others in additions and broadcasts
     :param over_host: rank 0 is on the host, and the way between two others leads through it (``allreduce``)
     """
 
@@ -44,6 +45,7 @@ class GlooGroup:
         self.rank, self.size, self.generation = rank, size, generation
         # one thread: all ranks' additions in one order
         self._adder = ThreadPoolExecutor(1, "adder") if over_host and size > 2 else None
+        self.sent = 0
         self._left = threading.Event()
         self._why = ""
         self._group: Any = None
@@ -139,6 +141,7 @@ class GlooGroup:
         if self.size == 1:
             return Done()
         self._check()
+        self._count(tensor)
         if self._adder is not None:
             return _Future(self, self._start(self._adder.submit, all_reduce, self._group, tensor))
         from torch.distributed import AllreduceOptions
@@ -160,7 +163,13 @@ class GlooGroup:
 
         options = BroadcastOptions()
         options.rootRank, options.rootTensor, options.timeout = source, 0, TIMEOUT
+        if self.rank == source:
+            self._count(tensor)
         _Work(self, self._start(self._group.broadcast, [tensor], options)).wait()
+
+    def _count(self, tensor: torch.Tensor) -> None:
+        """A tensor leaves: a drive's rank sends it once, the host's to each of the others."""
+        self.sent += tensor.numel() * tensor.element_size() * (1 if self.rank else self.size - 1)
 
     def _start(self, call: Callable[..., Any], *arguments: Any) -> Any:
         try:

@@ -127,6 +127,7 @@ class Step:
     :ivar accuracy: over all ranks, 0 .. 1
     :ivar load: seconds of this rank; so are compute, wait and transfer
     :ivar left_out: samples of this rank that could not be read
+    :ivar sent: bytes that this rank gave to the others' additions since its last word
     """
 
     generation: int
@@ -143,9 +144,10 @@ class Step:
     transfer: float
     skipped: bool = False
     left_out: int = 0
+    sent: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("generation", "step", "epoch", "samples", "total", "left_out"):
+        for name in ("generation", "step", "epoch", "samples", "total", "left_out", "sent"):
             _check_count(name, getattr(self, name))
         for name in ("load", "compute", "wait", "transfer"):
             _check_seconds(name, getattr(self, name))

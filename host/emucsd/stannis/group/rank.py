@@ -53,6 +53,7 @@ class Rank:
         self._keeper: Store | None = None
         self._group: GlooGroup | None = None
         self._trainer: Trainer | None = None
+        self._told_sent = 0
         self._lock = threading.Lock()
         self._abandoned = -1
         self._stores: dict[int, tuple[str, int]] = {}
@@ -327,8 +328,16 @@ class Rank:
                 transfer=max(report.seconds_transfer, 0.0),
                 skipped=report.skipped,
                 left_out=report.left_out,
+                sent=self._newly_sent(),
             )
         )
+
+    def _newly_sent(self) -> int:
+        """Bytes since this was last asked."""
+        group = self._group
+        total = group.sent if group is not None else 0
+        before, self._told_sent = self._told_sent, total
+        return total - before if total >= before else total  # another group began anew
 
     def _epoch(self, report: EpochReport) -> None:
         group = self._group

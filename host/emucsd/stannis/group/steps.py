@@ -58,6 +58,7 @@ class Steps:
             "wait": [round(step.wait, 6) for step in steps],
             "transfer": [round(step.transfer, 6) for step in steps],
             "left_out": [step.left_out for step in steps],
+            "sent": [step.sent for step in steps],
         }
         self._events.tell(
             "step",
