@@ -19,6 +19,7 @@ from emucsd.stannis.errors import DoesNotFit, FactoryFailed, MemoryExceeded, Pla
 from emucsd.stannis.plan.balancer import balance
 from emucsd.stannis.plan.measured import Measured
 from emucsd.stannis.plan.plan import Engine, Plan, Pool, Rest, Share
+from emucsd.stannis.plan.replan import lose
 from emucsd.stannis.spec import Spec
 from tests.unit.fleet_rig import fleets, private, public, published
 
@@ -251,6 +252,8 @@ def test_table() -> None:
     assert lines[4].split()[:4] == ["csd1", "2", "25", "500"]
     assert "global batch 365" in lines[5]
     assert any(line.startswith("public: public samples even out all ranks") for line in lines)
+    after = lose(plan, "csd0", epoch=3, step=13)
+    assert after.table().splitlines()[-1] == "epoch 3 (from 0), 48% done, goes on for 15 steps"
 
 
 def test_documented_example(capsys: pytest.CaptureFixture[str]) -> None:

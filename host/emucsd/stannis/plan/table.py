@@ -38,7 +38,11 @@ def plan_table(plan: Plan) -> str:
         f"{_duration(plan.epoch_seconds)} an epoch"
     )
     notes = [sums, f"{plan.strategy}: {plan.why}", *(f"{node} left out: {why}" for node, why in plan.dropped.items())]
-    return columns(head, rows) + "\n" + "\n".join(textwrap.fill(note, WIDTH) for note in notes if note)
+    if plan.rest is not None:
+        notes.append(
+            f"epoch {plan.rest.epoch} (from 0), {plan.rest.done:.0%} done, goes on for {plan.rest.steps} steps"
+        )
+    return columns(head, rows) + "\n" + "\n".join(textwrap.fill(note, WIDTH) for note in notes)
 
 
 def _row(plan: Plan, share: Share, private: set[str]) -> tuple[str, ...]:
