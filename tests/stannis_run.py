@@ -128,7 +128,7 @@ class TrainingRun:
         self._new: queue.Queue[Event] = queue.Queue()
         self.workers: dict[str, Process] = {}
         argv = ["emucsd.stannis.group.coordinator", "--listen", "127.0.0.1:0", "--spec", "spec.json"]
-        argv += ["--cluster", "cluster.json", "--tuning", str(folder / "tuning.json"), *words]
+        argv += ["--cluster", "cluster.json", "--tuning", str(folder / "tuning.json"), "--bench-seconds", "0", *words]
         self.coordinator = Process(argv, folder, "coordinator")
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -227,7 +227,8 @@ def led(
     :param watch: is called, on the same, with the controller
     """
     (tmp_path / "token").write_text(TOKEN)
-    argv = ["--spec", "spec.json", "--cluster", "cluster.json", "--tuning", str(tmp_path / "tuning.json"), *words]
+    argv = ["--spec", "spec.json", "--cluster", "cluster.json", "--tuning", str(tmp_path / "tuning.json")]
+    argv += ["--bench-seconds", "0", *words]
     said, statuses = io.StringIO(), dict[str, int]()
     events = Events(said)
     server = Server("127.0.0.1", 0, TOKEN, 10.0)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from emucsd.stannis.errors import StannisError
 from emucsd.stannis.group.inventory import Inventory
 from emucsd.stannis.group.membership import Membership, Outcome, Present
+from emucsd.stannis.group.options import BENCH_SECONDS
 from emucsd.stannis.plan.plan import Engine
 
 
@@ -48,7 +49,7 @@ class Joining:
             self.ready.append(node.name)
         else:
             batch = min((engine.batch for engine in self.engines.values()), default=1)
-            self.members.ask(node, "bench", {"batch": batch}, self._measured)
+            self.members.ask(node, "bench", {"batch": batch, "seconds": BENCH_SECONDS}, self._measured)
 
     def _alike(self, node: Present) -> Engine | None:
         """A node of the same kind, machine and memory."""

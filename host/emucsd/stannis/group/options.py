@@ -11,6 +11,7 @@ from emucsd.stannis.group.protocol import SILENCE_SECONDS
 
 TOKEN_VARIABLE = "EMUCSD_STANNIS_TOKEN"
 PORT = 7078
+BENCH_SECONDS = 0.5
 
 
 def coordinator_parser() -> argparse.ArgumentParser:
@@ -37,6 +38,10 @@ def coordinator_parser() -> argparse.ArgumentParser:
     add("--batches", metavar="N,N,...", help="batch sizes that the tuner tries; else powers of 2")
     add("--margin", type=float, metavar="E", help="Algorithm 1's E")
     add("--grain", type=float, metavar="C", help="Algorithm 1's C")
+    add(
+        "--bench-seconds", type=float, default=BENCH_SECONDS, metavar="S",
+        help="measure each batch for so long: the longer, the less bursts of a throttled engine matter",
+    )  # fmt: skip
     add("--tuning", type=Path, metavar="FILE", help="the tuner's cache; else that in ~/.cache")
     add("--no-cache", action="store_true", help="tune anew, whatever the cache says")
     add("--independent", action="store_true", help="engines don't disturb each other: tune several at once")

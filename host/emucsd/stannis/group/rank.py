@@ -148,6 +148,7 @@ class Rank:
 
         if self._probe is None:
             self._probe = Probe(self.spec, memory_bytes=self.welcome.memory_bytes or None)
+        self._probe.least = float(arguments["seconds"])
         return asdict(self._probe(int(arguments["batch"])))
 
     def _sync(self, arguments: Arguments) -> dict[str, Any]:

@@ -196,7 +196,7 @@ class Tuner:
             except StannisError as problem:
                 answer.set_exception(problem)
 
-        self.members.ask(node, "bench", {"batch": batch}, answered)
+        self.members.ask(node, "bench", {"batch": batch, "seconds": self.options.bench_seconds}, answered)
 
     def _tell(self, kind: Kind, node: Present, batch: int, outcome: Outcome) -> None:
         about: dict[str, Any] = {"seconds": None, "memory_bytes": 0}

@@ -49,14 +49,18 @@ class Probe:
     :param memory_bytes: this process's limit; None: what system and control group leave
     :param steps: are timed after one that is not; the median counts
     :param seconds: no further step is begun once so much time was spent on a batch
+    :param least: seconds that steps are timed for at least; then the mean counts. Of an engine that is held to a share
+        of its processor, single steps are fast or wait for their turn, and only many of them tell its speed
     :raises FactoryFailed: model, loss or optimizer can't be made
     :raises DoesNotFit: not even the model fits
     """
 
-    def __init__(self, spec: Spec, *, memory_bytes: int | None = None, steps: int = 3, seconds: float = 30.0) -> None:
+    def __init__(
+        self, spec: Spec, *, memory_bytes: int | None = None, steps: int = 3, seconds: float = 30.0, least: float = 0.0
+    ) -> None:
         self.spec = replace(spec, sync_batchnorm=False)  # alone there is nobody to synchronise with
         self.limit = memory_bytes if memory_bytes is not None else memory.available()
-        self.steps, self.seconds = steps, seconds
+        self.steps, self.seconds, self.least = steps, seconds, least
         self._points: dict[int, _Point] = {}
         memory.release()
         now = memory.status()
@@ -84,10 +88,10 @@ class Probe:
             raise FactoryFailed(f"a batch of {batch}: at least 1")
         self._grow(batch)
         begun = time.perf_counter()
-        peak, times = 0, []
+        peak, times = 0, list[float]()
         batches = self._batches(batch, batch)
         with memory.Peak() as seen:
-            for _ in range(self.steps + 1):
+            while len(times) <= self.steps or sum(times[1:]) < self.least:
                 times.append(self._step(batches, batch))
                 if time.perf_counter() - begun > self.seconds and len(times) > 1:
                     break
@@ -95,7 +99,8 @@ class Probe:
         del batches
         self._points[batch] = _Point(batch, peak)
         memory.release()
-        return Measured(batch, statistics.median(times[1:] or times), peak)
+        middle = statistics.fmean if self.least else statistics.median
+        return Measured(batch, middle(times[1:] or times), peak)
 
     def close(self) -> None:
         """Give the model's memory back."""
