@@ -140,6 +140,21 @@ class TrainingRun:
             self.__exit__()
             raise
 
+    def work(self, name: str) -> Callable[[], int]:
+        """A worker as a thread of this process. :returns: waits for its end, and gives its exit status"""
+        (self.folder / "token").write_text(TOKEN)
+        argv = ["--coordinator", self.address, "--node", name, "--token-file", str(self.folder / "token")]
+        worker, status = Worker(options.worker_parser().parse_args(argv)), list[int]()
+        thread = threading.Thread(target=lambda: status.append(worker.run()), daemon=True)
+        thread.start()
+
+        def end() -> int:
+            thread.join(PATIENCE)
+            assert status, self.told()
+            return status[0]
+
+        return end
+
     def start(self, name: str, **more: str) -> Process:
         """A worker; a second one of a name replaces the first in ``workers``. Where workers have addresses of their
         own, they add up over rank 0, as over the drives' tunnels."""

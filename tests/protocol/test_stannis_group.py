@@ -237,6 +237,38 @@ def test_does_not_fit(tmp_path: Path, pools: dict[str, Place], net: str) -> None
     assert found.one("done")["evaluation"] is None
 
 
+def test_a_loss_that_is_none(tmp_path: Path, pools: dict[str, Place]) -> None:
+    """A model whose loss becomes NaN ends the run at that step, and is told which parameter had it first."""
+    text = NET.replace(
+        "return self.net(x)", "self.net[4].weight.data[0] = float('nan') if self.training else 0; return self.net(x)"
+    )
+    (tmp_path / "nan.py").write_text(text)
+    found = led(tmp_path, small(factory=f"{tmp_path / 'nan.py'}:make"), pair(pools))
+    assert (found.status, found.one("failed")["error"]) == (1, "NonFinite")
+    assert "learning rate" in found.one("failed")["text"] or "lr" in found.one("failed")["text"]
+
+
+HUNGRY = """
+    def forward(self, x):
+        Net.calls = getattr(Net, "calls", 0) + 1
+        if Net.calls > 30 and len(x) > 3 and self.training:
+            raise MemoryError
+        return self.net(x)
+"""
+
+
+def test_memory_gone_while_training(tmp_path: Path, pools: dict[str, Place]) -> None:
+    """A rank whose memory is used up in the middle of training goes on with a smaller batch; no sample is lost."""
+    (tmp_path / "hungry.py").write_text(NET[: NET.index("    def forward")] + HUNGRY.lstrip("\n"))
+    spec = small(factory=f"{tmp_path / 'hungry.py'}:make", batches={"a": 6, "b": 2}, epochs=3)
+    found = led(tmp_path, spec, pair(pools))
+    assert found.status == 0, found.events
+    plans = [event["plan"] for event in found.events if event["event"] == "plan"]
+    assert [plan["shares"][0]["batch"] for plan in plans] == [6, 4, 3]
+    assert [event["samples"] for event in found.events if event["event"] == "epoch"] == [60] * 3
+    assert not [event for event in found.events if event["event"] == "lost"]
+
+
 def test_tuned_once(tmp_path: Path, pools: dict[str, Place], net: str) -> None:
     """Engines of one kind are measured once; a second run of the same finds its tuning kept."""
     cluster = Cluster((Member("a", "csd"), Member("b", "csd")), (place(pools["public"], "a", "b"),))
