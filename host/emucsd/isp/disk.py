@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import re
 import socket
 import struct
 import time
@@ -22,7 +23,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from emucsd.errors import EmucsdError
+from emucsd.errors import DriveNotFound, EmucsdError
 from emucsd.isp import nbd
 from emucsd.isp.errors import IspError, IspLost, IspUnreachable
 
@@ -183,7 +184,11 @@ def _device(where: str, nsid: int) -> str:
     """
     from emucsd.linux import ioctl, nodes
 
-    name, looked = nodes.controller_of(where), False
+    try:
+        name = nodes.controller_of(where)
+    except DriveNotFound:  # that namespace was deleted or detached since; its name still says which drive it was of
+        name = nodes.controller(re.sub(r"n\d+(p\d+)?$", "", os.path.basename(where))).name
+    looked = False
     deadline = time.monotonic() + _NODE_SECONDS
     while True:
         found = {space.nsid: space.block for space in nodes.namespaces(name) if space.block is not None}
