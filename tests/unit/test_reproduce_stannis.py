@@ -51,6 +51,8 @@ def test_published_figures_come_out() -> None:
     claims = all_claims(tuned, points, energies(trained, list(paper.ENERGY))[1])
     assert {claim.claim: claim.deviation for claim in claims if not claim.near} == {}
     assert len(claims) >= 30
+    speed = next(claim for claim in claims if claim.published == paper.SPEEDUP)
+    assert speed.ours == pytest.approx(paper.SPEEDUP, rel=0.01)  # what the one fitted rate was solved for
 
 
 def test_only_one_figure_hangs_on_what_was_fitted() -> None:

@@ -40,7 +40,7 @@ def prepare(folder: Path, data: str | None, settings: Settings, seed: int) -> Fi
     """
     train, test = settings.images
     if data is None:
-        about = f"generated images of {CLASSES} classes (a pattern of each class's own, under noise)"
+        about = f"generated images of {CLASSES} classes (each with a colour of its own, under noise)"
         images, labels = generated(train + test, seed)
         pictures = [(images[:train], labels[:train]), (images[train:], labels[train:])]
     else:
@@ -94,12 +94,12 @@ def _some(location: str, count: int, seed: int) -> tuple[Images, NDArray[np.int6
 
 
 def generated(count: int, seed: int) -> tuple[Images, NDArray[np.int64]]:
-    """Images that a small network can learn to tell apart, and not at once."""
+    """Images whose classes overlap, so that no network tells all of them: by a colour, under much noise."""
     random = np.random.Generator(np.random.PCG64(seed))
-    coarse = random.normal(0, 1, (CLASSES, 8, 8, 3))
-    patterns = coarse.repeat(SIDE // 8, axis=1).repeat(SIDE // 8, axis=2)
+    tints = random.normal(0, 1, (CLASSES, 1, 1, 3))
     labels = np.arange(count, dtype=np.int64) % CLASSES
     random.shuffle(labels)
-    noise = random.normal(0, 2.5, (count, SIDE, SIDE, 3))
-    images = np.clip(128 + 24 * (patterns[labels] + noise), 0, 255)
+    others = random.normal(0, 0.7, (count, 1, 1, 3))  # an image's own colour, whatever its class
+    noise = random.normal(0, 1, (count, SIDE, SIDE, 3))
+    images = np.clip(128 + 24 * (tints[labels] + others + noise), 0, 255)
     return images.astype(np.uint8), labels

@@ -43,7 +43,7 @@ FULL = Settings(
     imbalance=(1, 2, 4, 6, 8, 16, 24),
     slowed_steps=90,
     images=(5000, 1000),
-    real_epochs=3,
+    real_epochs=4,
     real_seeds=3,
 )
 
