@@ -54,11 +54,6 @@ class GlooGroup:
         self._sockets: dict[int, int] = {}  # file descriptor -> inode, so that one used anew is left alone
         self._lock = threading.Lock()
 
-    @property
-    def formed(self) -> bool:
-        """All ranks are connected."""
-        return self._group is not None or self.size == 1
-
     # -- forming
 
     def form(

@@ -53,9 +53,10 @@ class Rank:
         self._keeper: Store | None = None
         self._group: GlooGroup | None = None
         self._trainer: Trainer | None = None
-        self._told_sent = 0
+        self._told_sent = self._sent_before = 0
         self._lock = threading.Lock()
         self._abandoned = -1
+        self._running = False
         self._stores: dict[int, tuple[str, int]] = {}
 
     # -- from the thread that reads
@@ -173,8 +174,7 @@ class Rank:
         except PeerLost:
             return {}
         finally:
-            with self._lock:
-                self._group = None
+            self._retire()
             group.close()
         return {"seconds": statistics.median(times[1:]), "parameters": count}
 
@@ -215,6 +215,7 @@ class Rank:
         try:
             trainer = self._prepared(group, plan, resume=bool(arguments["resume"]))
             self._form(group)
+            self._running = True
             ended = trainer.run().value
         except PeerLost as problem:
             group.abandon(str(problem))
@@ -223,6 +224,8 @@ class Rank:
         except BaseException:
             self._drop()
             raise
+        finally:
+            self._running = False
         return self._where(ended)
 
     def _evaluate(self, arguments: Arguments) -> dict[str, Any]:
@@ -247,6 +250,7 @@ class Rank:
 
         generation = int(arguments["generation"])
         group = GlooGroup(rank, size, generation, over_host=bool(arguments["over_host"]))
+        self._retire()
         with self._lock:
             self._group = group
             if generation <= self._abandoned:
@@ -294,9 +298,17 @@ class Rank:
                 trainer.load_state(keeper.load().state)
         return trainer
 
-    def _drop(self) -> None:
+    def _retire(self) -> GlooGroup | None:
+        """The group has done its part. :returns: it"""
         with self._lock:
-            group, self._group, self._trainer = self._group, None, None
+            group, self._group = self._group, None
+        self._sent_before += group.sent if group is not None else 0
+        return group
+
+    def _drop(self) -> None:
+        group = self._retire()
+        with self._lock:
+            self._trainer = None
         if group is not None:
             group.abandon("this rank has failed")
 
@@ -334,11 +346,11 @@ class Rank:
         )
 
     def _newly_sent(self) -> int:
-        """Bytes since this was last asked."""
+        """Bytes since this was last asked, of all groups."""
         group = self._group
-        total = group.sent if group is not None else 0
+        total = self._sent_before + (group.sent if group is not None else 0)
         before, self._told_sent = self._told_sent, total
-        return total - before if total >= before else total  # another group began anew
+        return total - before
 
     def _epoch(self, report: EpochReport) -> None:
         group = self._group
@@ -366,7 +378,7 @@ class Rank:
     def _planned(self, report: PlanReport) -> None:
         """The plan that the coordinator gave needs no telling; one that the ranks made of it does."""
         group = self._group
-        if group is not None and group.rank == 0 and group.formed:
+        if self._running and group is not None and group.rank == 0:
             self._say(protocol.Planned(group.generation, report.step, fields.dump(report.plan), report.why[:2000]))
 
 
