@@ -6,7 +6,7 @@ import io
 import random
 import tarfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -265,24 +265,26 @@ def test_packets_that_wrap_around_the_ring(rig: Rig) -> None:
 
 
 def test_pages_that_change_meanwhile(rig: Rig) -> None:
-    """What is learnt while everything moves and is written anew is private content, and nothing of another page."""
-    rig.store(rig.private, noise(2 * MIB))
-    stop = []
+    """What is learnt while pages are written anew, and flash is used again, is private content and no other page's."""
+    kept = noise(4 * MIB)
+    rig.store(rig.private, kept)
+    turns: list[int] = []
 
-    def learn(turns: Sequence[int]) -> None:
-        for _ in turns:
+    def learn() -> None:
+        while len(turns) < 60:
             rig.watch(True)
-        stop.append(1)
+            turns.append(1)
 
-    thread = threading.Thread(target=learn, args=(range(20),))
+    thread = threading.Thread(target=learn)
     thread.start()
     seed = 10
-    while not stop:
+    while thread.is_alive() or seed < 100:
         seed += 1
-        rig.store(rig.public, noise(MIB // 2, seed), lba=seed % 8 * 1024)
-        rig.store(rig.private, noise(MIB // 2, 1)[: MIB // 4], lba=0)
+        rig.store(rig.public, noise(MIB // 4, seed), lba=seed % 8 * 512)
+        rig.store(rig.private, kept[: MIB // 4], lba=0)
     thread.join()
-    rig.watch(True)
-    rig.carry(noise(MIB // 2, seed))
-    rig.carry(noise(MIB // 2, seed - 1))
+    for former in range(11, seed, 7):  # most of it is nowhere on the drive any more
+        rig.carry(noise(MIB // 4, former))
     assert rig.hits() == 0
+    rig.carry(kept[: MIB // 4])
+    assert rig.hits() > 700
