@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import threading
 from dataclasses import fields as fields_of
 from typing import Any
 
@@ -22,7 +24,7 @@ from emucsd.stannis.errors import (
 )
 from emucsd.stannis.group import options, protocol, versions
 from emucsd.stannis.group.cluster import Cluster, Member, Place
-from emucsd.stannis.group.events import merged
+from emucsd.stannis.group.events import Events, merged
 from emucsd.stannis.group.failures import FATAL, WorkerFailed, error_of, failure_of
 from emucsd.stannis.group.inventory import Inventory
 from emucsd.stannis.group.protocol import FROM_COORDINATOR, FROM_WORKER, Failure, Hello, Lines, pack, parse, same_token
@@ -336,3 +338,37 @@ def test_steps_add_up() -> None:
     both = merged(one, {**one, "step": 5, "loss": 1.0})
     assert (both["step"], both["loss"], both["total"], both["steps"]) == (5, 1.0, 6, 2)
     assert both["images"] == both["wait"] == [2, 4]
+
+
+class Slow(io.StringIO):
+    """A reader that takes nothing until it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taking = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.taking.wait(60.0)
+        return super().write(text)
+
+
+def test_events_never_wait() -> None:
+    """While nobody reads, telling returns at once and memory stays bounded; then all comes, in order, steps summed."""
+    file = Slow()
+    events = Events(file)
+    lists = {name: [1] for name in ("images", "compute", "load", "wait", "transfer", "left_out", "sent")}
+    for number in range(1, 1001):
+        events.tell("step", step=number, total=3, nodes=["a"], loss=1.0, **lists)
+        if number == 500:
+            events.tell("lost", node="b")
+    events.tell("done")
+    assert len(events._waiting) < 200
+    file.taking.set()
+    events.close(60.0)
+    told = [json.loads(line) for line in file.getvalue().splitlines()]
+    steps = [event for event in told if event["event"] == "step"]
+    assert sum(event["steps"] for event in steps) == sum(event["images"][0] for event in steps) == 1000
+    assert [event["step"] for event in steps] == sorted(event["step"] for event in steps)
+    before = told[: [event["event"] for event in told].index("lost")]
+    assert before[-1]["step"] == 500
+    assert told[-1]["event"] == "done"

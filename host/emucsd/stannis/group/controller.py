@@ -23,6 +23,7 @@ from emucsd.stannis.errors import (
     MemoryExceeded,
     NodeFailed,
     NoRanks,
+    PeerLost,
     StannisError,
     VersionMismatch,
 )
@@ -188,7 +189,12 @@ class Controller:
         if len(here) > 1 and not set(here) <= set(self.spec.batches):
             self._sync_seconds = self.rounds.sync_seconds(here, self._check)
         tuner = Tuner(self.spec, self.members, self.options, self._sync_seconds, self._check)
-        engines, missing = tuner.engines([self.members.present[name] for name in self._here()])
+        while True:
+            try:
+                engines, missing = tuner.engines([self.members.present[name] for name in self._here()])
+                break
+            except PeerLost as problem:
+                self._missing(problem.node, problem)
         self.engines.update({engine.node: engine for engine in engines})
         for node, why in missing.items():
             self._missing(node, NodeFailed(why, node))
