@@ -101,7 +101,7 @@ def _speedup(points: Sequence[Point]) -> Claim:
 
 def _convergence(points: Sequence[Point]) -> Claim:
     mobile = of(points, "mobilenet_v2")
-    syncs = {csds: point.sync_seconds for csds, point in mobile.items() if csds}
+    syncs = {csds: point.reduce_seconds for csds, point in mobile.items() if csds}
     last = max(syncs)
     told = ", ".join(f"{syncs[n] / syncs[last]:.0%} with {n}" for n in (1, 4, 5, 6, 8, 16) if n in syncs)
     slow = f"{mobile[min(syncs)].slowdown:.1%} with {min(syncs)}, {mobile[last].slowdown:.1%} with {last}"
@@ -111,9 +111,9 @@ def _convergence(points: Sequence[Point]) -> Claim:
         "CSDs",
         f"{paper.TEXT}: 5 to 6 devices",
         knee(syncs),
-        f"Predicted: where the all-reduce's time bends (MobileNetV2; farthest above the line between its ends). A ring "
-        f"carries 2 (n - 1) / n of the gradients through each tunnel; of its time with {last} it takes {told}. A CSD "
-        f"loses {slow} of its rate alone, most of it to the margin E.",
+        "Predicted: where the all-reduce's time bends (MobileNetV2, by itself; farthest above the line between its "
+        "ends). A ring carries 2 (n - 1) / n of the gradients through each tunnel; of its time with "
+        f"{last} it takes {told}. A CSD loses {slow} of its rate alone, most of it to the margin E.",
     )
 
 

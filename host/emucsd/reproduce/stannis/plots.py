@@ -75,11 +75,11 @@ def draw_slowdown(figure: Any, result: Result) -> None:
     for name, color in COLORS.items():
         rows = [point for point in result["points"] if point["network"] == name and point["csds"]]
         _line(left, rows, "csds", "slowdown", 100.0, color=color, label=_title(name))
-        last = rows[-1]["sync_seconds"]
-        _line(right, rows, "csds", "sync_seconds", 100 / last, color=color)
+        last = rows[-1]["reduce_seconds"]
+        _line(right, rows, "csds", "reduce_seconds", 100 / last, color=color)
     left.set(xlabel="CSDs", ylabel="% of its rate alone", title="what one CSD loses", ylim=(0, None))
     right.axvspan(5, 6, color=PUBLISHED, alpha=0.2, label="published: converges after 5 to 6")
-    right.set(xlabel="CSDs", ylabel="% of its time with 24", title="the all-reduce", ylim=(0, None))
+    right.set(xlabel="CSDs", ylabel="% of its time with 24", title="the all-reduce by itself", ylim=(0, None))
     left.legend(fontsize=8)
     right.legend(fontsize=8)
 

@@ -45,6 +45,7 @@ class Point:
     :ivar speedup: over the host alone
     :ivar slowdown: of one CSD: share of its rate alone that it loses
     :ivar sync_seconds: of a step, from the last rank's gradients to the last rank's sum
+    :ivar reduce_seconds: an all-reduce by itself, all ranks ready at the same moment
     :ivar waiting: shares of the time: host, CSDs (mean)
     :ivar loading_share: of a CSD's step, that its samples take to be read, hidden behind computing
     """
@@ -57,6 +58,7 @@ class Point:
     slowdown: float
     step_seconds: float
     sync_seconds: float
+    reduce_seconds: float
     waiting: tuple[float, float]
     loading_share: float
 
@@ -117,13 +119,13 @@ def measure(
         for csds in settings.csds:
             fleet = Fleet.of(profiles.network(name), [csds], flash=flash)
             run = fleet.train(fleet.batches(batches.host, batches.newport), steps=settings.steps, seed=seed)
-            points.append(_point(batches, csds, run))
+            points.append(_point(batches, csds, run, fleet.reduce_seconds()))
             if name == "mobilenet_v2":
                 trained[csds] = run
     return points, trained
 
 
-def _point(tuned: Tuned, csds: int, run: Trained) -> Point:
+def _point(tuned: Tuned, csds: int, run: Trained, reduce_seconds: float) -> Point:
     csd_rate = run.rate_of(1) if csds else tuned.rates[0]
     return Point(
         network=tuned.network,
@@ -134,6 +136,7 @@ def _point(tuned: Tuned, csds: int, run: Trained) -> Point:
         slowdown=1 - csd_rate / tuned.rates[0],
         step_seconds=run.step,
         sync_seconds=run.sync_seconds,
+        reduce_seconds=reduce_seconds,
         waiting=(float(run.waiting[0]), float(run.waiting[1:].mean()) if csds else 0.0),
         loading_share=float(run.loading[1:].mean() / run.seconds) if csds else 0.0,
     )

@@ -39,13 +39,6 @@ def _row(tuned: Mapping[str, Tuned], change: Mapping[str, Any], steps: int, seed
         fleet = Fleet.of(profiles.network(name), [paper.CSDS], **change)
         run = fleet.train(fleet.batches(batches.host, batches.newport), steps=steps, seed=seed)
         speedups[name] = run.rate / batches.rates[1]
-    return {"speedups": speedups, "converges": knee(_syncs(tuned["mobilenet_v2"], change, seed))}
-
-
-def _syncs(tuned: Tuned, change: Mapping[str, Any], seed: int) -> dict[int, float]:
-    found = {}
-    for csds in _BENDS:
-        fleet = Fleet.of(profiles.network(tuned.network), [csds], **change)
-        run = fleet.train(fleet.batches(tuned.host, tuned.newport), steps=1, seed=seed)
-        found[csds] = run.sync_seconds
-    return found
+    network = profiles.network("mobilenet_v2")
+    bends = {csds: Fleet.of(network, [csds], **change).reduce_seconds() for csds in _BENDS}
+    return {"speedups": speedups, "converges": knee(bends)}
