@@ -56,8 +56,8 @@ def _torch() -> str | None:
     return None
 
 
-def write(folder: Path, record: dict[str, Any]) -> None:
-    """``record.json``, whole or not at all."""
-    draft = folder / "record.json.new"
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    draft = path.with_suffix(".new")
     draft.write_text(json.dumps(record, indent=1) + "\n")
-    draft.replace(folder / "record.json")
+    draft.replace(path)

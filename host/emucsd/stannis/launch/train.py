@@ -97,7 +97,7 @@ def train(
             except EmucsdError as problem:
                 failure = problem
         found = record.make(request, fleet, cluster, standing, run, begun, failure, witness.record)
-        record.write(folder, found)
+        record.write(folder / ("dry-run.json" if how.dry_run else "record.json"), found)
         if failure is not None:
             raise failure
         if witness.proof is not None:
