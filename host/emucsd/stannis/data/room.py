@@ -48,7 +48,7 @@ def make_room(drive: Drive, size: int) -> str:
     if kept:
         again = drive.admin.create_namespace(kept // lba_bytes, lba_bytes)
         drive.admin.attach(again, HOST, ENGINE)
-    return f"namespace 1 was blank and is {kept} bytes now, not {was}"
+    return f"namespace 1 was blank and has {kept >> 20} MiB now, not {was >> 20}"
 
 
 def blank(drive: Drive, space: Namespace) -> bool:
