@@ -269,6 +269,19 @@ def test_memory_gone_while_training(tmp_path: Path, pools: dict[str, Place]) -> 
     assert not [event for event in found.events if event["event"] == "lost"]
 
 
+def test_a_node_that_fails(tmp_path: Path, pools: dict[str, Place]) -> None:
+    """A rank that fails by itself costs its node: the others take over its samples, and it tries again later."""
+    hungry = HUNGRY.replace("len(x) > 3", "len(x) == 1")
+    (tmp_path / "hungry.py").write_text(NET[: NET.index("    def forward")] + hungry.lstrip("\n"))
+    spec = small(factory=f"{tmp_path / 'hungry.py'}:make", batches={"a": 4, "b": 1}, epochs=3)
+    found = led(tmp_path, spec, pair(pools), "--silence", "1")
+    assert found.status == 0, found.events
+    assert [event["node"] for event in found.events if event["event"] == "lost"] == ["b"]
+    assert "memory" in found.one("lost")["why"]
+    assert [event["samples"] for event in found.events if event["event"] == "epoch"] == [60] * 3
+    assert found.workers == {"a": 0, "b": 3}  # when b came back, the run was over
+
+
 def test_tuned_once(tmp_path: Path, pools: dict[str, Place], net: str) -> None:
     """Engines of one kind are measured once; a second run of the same finds its tuning kept."""
     cluster = Cluster((Member("a", "csd"), Member("b", "csd")), (place(pools["public"], "a", "b"),))

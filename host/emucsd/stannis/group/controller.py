@@ -304,7 +304,7 @@ class Controller:
             if isinstance(problem, MemoryExceeded) and self._shrunk(name, plan):
                 continue
             if node is not None:
-                self.members.dismiss(node, str(problem))
+                self.members.dismiss(node, str(problem), again=True)  # its drive may be back later
 
     def _shrunk(self, name: str, plan: Plan) -> bool:
         """A rank ran out of memory: from now on it takes smaller batches. :returns: whether there are any"""
@@ -321,7 +321,8 @@ class Controller:
             limit = self.engines[name].memory_limit_batch if name in self.engines else None
             self.engines[name] = replace(engine, memory_limit_batch=limit or engine.memory_limit_batch)
         joined = self.joining.take()
-        nodes = [name for name in self._here() if name in {*now.nodes, *joined, *standing.plan.dropped}]
+        old = {*now.nodes, *standing.plan.dropped} - self.joining.pending
+        nodes = [name for name in self._here() if name in {*old, *joined}]
         engines = [self.engines[name] for name in nodes if name in self.engines]
         if not engines:
             raise NoRanks("no engine is left; go on from the last checkpoint: --resume")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from emucsd.stannis.errors import StannisError
+from emucsd.stannis.errors import DataFormat, GroupViolation, StannisError
 from emucsd.stannis.group.inventory import Inventory
 from emucsd.stannis.group.membership import Membership, Outcome, Present
 from emucsd.stannis.group.options import BENCH_SECONDS
@@ -14,18 +14,22 @@ from emucsd.stannis.plan.plan import Engine
 class Joining:
     """:param engines: node -> what is known of it; newcomers are added
     :ivar ready: nodes that wait for the next plan
+    :ivar pending: nodes that are being looked at
     """
 
     def __init__(self, members: Membership, inventory: Inventory, engines: dict[str, Engine]) -> None:
         self.members, self.inventory, self.engines = members, inventory, engines
         self.ready: list[str] = []
+        self.pending: set[str] = set()
 
     def begin(self, node: Present) -> None:
         """Have a newcomer looked at, beside the training of the others."""
+        self.pending.add(node.name)
         self.members.ask(node, "inspect", self.inventory.wanted(node.name), self._inspected)
 
     def forget(self, node: Present) -> None:
         """It is gone again."""
+        self.pending.discard(node.name)
         if node.name in self.ready:
             self.ready.remove(node.name)
 
@@ -40,13 +44,14 @@ class Joining:
                 raise outcome
             self.inventory.take(node.name, outcome)
         except StannisError as problem:
-            self._refuse(node, str(problem))
+            # a drive that is still away may be back later; samples that differ stay other samples
+            self._refuse(node, str(problem), again=not isinstance(problem, DataFormat | GroupViolation))
             return
         if node.name in self.engines:
-            self.ready.append(node.name)
+            self._admit(node)
         elif (like := self._alike(node)) is not None:
             self.engines[node.name] = replace(like, node=node.name)
-            self.ready.append(node.name)
+            self._admit(node)
         else:
             batch = min((engine.batch for engine in self.engines.values()), default=1)
             self.members.ask(node, "bench", {"batch": batch, "seconds": BENCH_SECONDS}, self._measured)
@@ -75,8 +80,13 @@ class Joining:
             self._refuse(node, f"its benchmark says {seconds!r} s for a batch of {batch!r}")
             return
         self.engines[node.name] = Engine(node.name, batch, batch / seconds)
+        self._admit(node)
+
+    def _admit(self, node: Present) -> None:
+        self.pending.discard(node.name)
         self.ready.append(node.name)
 
-    def _refuse(self, node: Present, why: str) -> None:
+    def _refuse(self, node: Present, why: str, *, again: bool = False) -> None:
+        self.pending.discard(node.name)
         if self.members.present.get(node.name) is node:
-            self.members.dismiss(node, why)
+            self.members.dismiss(node, why, again=again)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import traceback
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from emucsd.stannis.group.protocol import Answer, Hello, Message, Refused, Reque
 from emucsd.stannis.group.rank import Rank
 
 T = TypeVar("T")
+_WORKED_SECONDS, _PAUSE_MOST = 10.0, 30.0
 DONE, FAILED, ORPHANED, REFUSED = 0, 1, 3, 4
 
 
@@ -36,6 +38,7 @@ class Worker:
         self.token = token_of(options.token_file)
         self.versions = versions.versions()
         self._rank: Rank | None = None
+        self._pause = 0.0  # seconds before it comes back, longer each time that it fails soon after it came
 
     def run(self) -> int:
         """:returns: the exit status"""
@@ -48,9 +51,12 @@ class Worker:
             except GroupError as problem:
                 return self._orphaned(str(problem))
             self._leave()
+            begun = time.monotonic()
             status = self._serve(link)
             if status is not None:
                 return status
+            if isinstance(link.over, Refused) and link.over.error == "NodeFailed":
+                self._rest(time.monotonic() - begun)
             seconds = link.welcome.silence
 
     def _serve(self, link: Link) -> int | None:
@@ -70,6 +76,11 @@ class Worker:
                 return _say(f"dropped: {over.text}; joining again", None)
             return _say(f"thrown out: {over.text}", REFUSED)
         return _say(f"{over}; looking for it", None)
+
+    def _rest(self, worked: float) -> None:
+        """What failed on this node may be well again later: its drive, its memory."""
+        self._pause = 1.0 if worked > _WORKED_SECONDS else min(2 * self._pause or 1.0, _PAUSE_MOST)
+        time.sleep(self._pause)
 
     def _do(self, request: Request) -> Message:
         assert self._rank is not None
