@@ -132,6 +132,19 @@ def test_public(both: Both, images: Source) -> None:
     assert place.size >= place.bytes > held[1].bytes
 
 
+def test_disks_are_this_user_s(both: Both) -> None:
+    """The socket that a disk is served on lets nobody else connect, and lists what its port has and no more."""
+    for server in both.disks:
+        assert server.path.stat().st_mode & 0o077 == 0
+    hidden = both.engine
+    hidden.admin.delete_namespace(1)
+    space = hidden.create_namespace(16)
+    with Disk.open(both.disks[1].uri()) as disk:
+        assert disk.size == space.size
+    with pytest.raises(IspUnreachable):
+        Disk.open(both.disks[0].uri())
+
+
 def test_from_within(both: Both, images: Source) -> None:
     """The engine itself can put private samples, and what it puts never crosses port 0."""
     before = both.host.control.stats()["ports"][0]
