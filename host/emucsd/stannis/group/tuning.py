@@ -122,7 +122,8 @@ class Tuner:
         """On a thread of its own: the tuner waits for its benchmarks."""
         benches = {kind.name: self._bench(kind) for kind in kinds}
         if kinds[0].batch is not None:
-            return tune_fixed(benches, {kind.name: kind.batch or 1 for kind in kinds})
+            asked = {kind.name: kind.batch or 1 for kind in kinds}
+            return tune_fixed(benches, asked, allow_missing=self.spec.allow_missing)
         named: dict[str, Any] = {"batches": batches_of(self.options.batches), "margin": self.options.margin}
         tuning = tune_all(
             benches,

@@ -112,17 +112,23 @@ def tune_all(
     return run.tuning(slowest, {slowest: slow, **others})
 
 
-def tune_fixed(benches: Mapping[str, Bench], batches: Mapping[str, int]) -> Tuning:
+def tune_fixed(benches: Mapping[str, Bench], batches: Mapping[str, int], *, allow_missing: bool = False) -> Tuning:
     """No search: each kind at the batch that the user wants, measured.
 
-    :raises DoesNotFit: ... and it doesn't fit
+    :param allow_missing: go on without kinds that it doesn't fit
+    :raises DoesNotFit: ... or that is an error
     """
     run = _Run(MARGIN, None)
     tuned = {}
     for kind, bench in benches.items():
         if run.measure(kind, bench, batches[kind], "as asked") is None:
-            raise run.unfit(kind, batches[kind])
+            if not allow_missing:
+                raise run.unfit(kind, batches[kind])
+            run.missing[kind] = str(run.unfit(kind, batches[kind]))
+            continue
         tuned[kind] = run.tuned(kind, batches[kind])
+    if not tuned:
+        raise DoesNotFit("the model fits none of the engines: " + "; ".join(run.missing.values()))
     return run.tuning(max(tuned, key=lambda kind: tuned[kind].seconds), tuned)
 
 

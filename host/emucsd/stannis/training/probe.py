@@ -23,7 +23,7 @@ from emucsd.stannis.plan.measured import Measured
 from emucsd.stannis.spec import Spec
 from emucsd.stannis.training import memory
 from emucsd.stannis.training.collective import Alone
-from emucsd.stannis.training.factory import build_model
+from emucsd.stannis.training.factory import build_model, is_memory
 from emucsd.stannis.training.step import Stepper
 
 READY_BATCHES = 3  # a loader has so many in memory beside the one that is trained on
@@ -71,8 +71,10 @@ class Probe:
             with memory.ceiling(self._ceiling):
                 model = build_model(self.spec)
                 self._stepper = Stepper(self.spec, model, Alone(), on_nonfinite="skip")
-        except MemoryExceeded:
-            raise DoesNotFit(self._text("the model itself", 0, 0), 0, 0, self.limit) from None
+        except (MemoryExceeded, MemoryError, RuntimeError) as problem:
+            if isinstance(problem, MemoryExceeded) or is_memory(problem):  # of the model, or of its gradients
+                raise DoesNotFit(self._text("the model itself", 0, 0), 0, 0, self.limit) from None
+            raise
         self._model = memory.resident()
         if self._model > self.limit:
             raise DoesNotFit(self._text("the model itself", 0, self._model), 0, self._model, self.limit)
