@@ -43,7 +43,7 @@ def start() -> Any:
     sys.modules.update(late)
     try:
         with _no_garbage():
-            torch = importlib.import_module("torch")
+            torch: Any = importlib.import_module("torch")
     except BaseException:
         for name in late:
             sys.modules.pop(name, None)
