@@ -157,7 +157,7 @@ def test_group_of_ranks(over_host: bool) -> None:
         waiting = group.begin(torch.zeros(100_000))
         threading.Timer(0.1, group.abandon, ("node z is gone",)).start()
         begun = time.monotonic()
-        with pytest.raises(PeerLost, match="node z is gone"):
+        with pytest.raises(PeerLost):  # whose text is of whoever left first: all three share this process' sockets
             waiting.wait()
         return [float(tensor[-1]) for tensor in sums], float(given[0]), time.monotonic() - begun
 
@@ -200,6 +200,19 @@ def test_factory_raises(tmp_path: Path, pools: dict[str, Place]) -> None:
     assert "depth" in failed["text"]
     assert "Traceback" not in json.dumps(found.events)
     assert set(found.workers.values()) == {1}
+
+
+def test_one_rank_fails_early(tmp_path: Path, pools: dict[str, Place], net: str) -> None:
+    """A factory that raises on one rank alone does not leave the others waiting for it."""
+    text = NET.replace("torch.manual_seed(1)", "first = not hasattr(torch, 'seen'); torch.seen = 1")
+    text = text.replace("return Net(classes, slow)", "return Net(classes, slow) if not first else 1 / 0")
+    (tmp_path / "odd.py").write_text(text)
+    try:
+        found = led(tmp_path, small(factory=f"{tmp_path / 'odd.py'}:make", batches={}, tune=True), pair(pools))
+    finally:
+        del torch.seen
+    assert found.one("failed")["error"] == "FactoryFailed"
+    assert "ZeroDivisionError" in found.one("failed")["text"]
 
 
 def test_pool_missing(tmp_path: Path, pools: dict[str, Place], net: str) -> None:

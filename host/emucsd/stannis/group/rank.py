@@ -171,11 +171,15 @@ class Rank:
                 for pending in [group.begin(bucket) for bucket in buckets]:
                     pending.wait()
                 times.append(time.perf_counter() - begun)
-        except PeerLost:
-            return {}
+        except BaseException as problem:
+            group.abandon("this rank has left")
+            self._say(protocol.Broken(group.generation, str(problem)[:500]))  # nobody is to wait for it
+            if isinstance(problem, PeerLost):
+                return {"why": str(problem)}
+            raise
         finally:
             self._retire()
-            group.close()
+        group.close()
         return {"seconds": statistics.median(times[1:]), "parameters": count}
 
     def _find(self, arguments: Arguments) -> dict[str, Any]:

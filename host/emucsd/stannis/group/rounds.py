@@ -133,8 +133,8 @@ class Rounds:
             seconds = outcome.get("seconds") if isinstance(outcome, dict) else None
             if isinstance(seconds, float) and 0 <= seconds < _SYNC_LIMIT:
                 times.append(seconds)
-        about = {"nodes": list(nodes), "seconds": max(times, default=None)}
-        self.events.tell("sync", **about)
+        why = next((one["why"] for one in outcomes.values() if isinstance(one, dict) and "why" in one), None)
+        self.events.tell("sync", nodes=list(nodes), seconds=max(times, default=None), **({"why": why} if why else {}))
         return max(times, default=0.0)
 
     def _meeting(self, now: Round) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import random
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from emucsd.stannis.training.errors import ModelFailed
 
 Loss = Callable[[Any, torch.Tensor], torch.Tensor]
 
+_LOADING = threading.RLock()
 AUXILIARY_WEIGHT = 0.3  # of a classifier inside of the network: Szegedy et al., "Going Deeper with Convolutions", 5
 _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent), importlib.__file__ or "", "<frozen")
 
@@ -58,8 +60,11 @@ def _load_file(path: Path) -> ModuleType:
         raise FactoryFailed(f"{path}: no such file; paths are those of the node that trains")
     # a name of its own, so that two files called model.py don't meet; pickles and dataclasses look it up
     name = f"emucsd_user_{path.stem}_{hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()}"
-    if name in sys.modules:
-        return sys.modules[name]
+    with _LOADING:  # else a second thread would find the module while it is still empty
+        return sys.modules[name] if name in sys.modules else _run_file(path, name)
+
+
+def _run_file(path: Path, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None, path
     assert spec.loader is not None, path
