@@ -24,8 +24,9 @@ IPERF_PORT = 5201
 def sync_figures(folder: Path, seconds: float, tell: Tell) -> dict[str, Any]:
     """MobileNetV2's gradients between the host and one engine that is not held back, and iperf3 between the same two.
 
-    With two ranks an all-reduce carries all gradients once in each direction, at the same time: what it is to be
-    compared with is iperf3 with ``--bidir``. Against one direction alone it may reach more than 1 in both together.
+    With two ranks an all-reduce carries all gradients once in each direction, at the same time. ``sync_share`` is all
+    that it carries a second against iperf3 in one direction; ``sync_bidir_share`` each way against each way of iperf3
+    with ``--bidir``.
 
     :param seconds: of each run of iperf3
     :returns: rates in MB/s and each way; shares; None for all where iperf3 is not installed, which ``skipped`` says
@@ -53,8 +54,8 @@ def sync_figures(folder: Path, seconds: float, tell: Tell) -> dict[str, Any]:
         "sync_mb": rate / 1e6,
         "iperf_mb": one_way / 1e6,
         "iperf_bidir_mb": both / 1e6,
-        "sync_share": rate / both,
-        "sync_one_way_share": rate / one_way,
+        "sync_share": 2 * rate / one_way,
+        "sync_bidir_share": rate / both,
     }
 
 
