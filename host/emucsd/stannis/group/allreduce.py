@@ -1,8 +1,9 @@
 """Sums over all ranks, for a network whose every packet passes the host.
 
-The drives of a host reach each other through the tunnel's host end. Gloo's ring sends 2 (n - 1) / n of the tensor from
-each of n ranks, and between two drives each byte crosses two tunnels: 4 (n - 1)^2 / n tensors cross one in all. Here the
-drives send to the host, which adds and sends back: 2 (n - 1). With two ranks both are the same, and Gloo's own is used.
+The drives of a host reach each other through the tunnel's host end. Gloo's ring sends 2 (n - 1) / n of the tensor
+from each of n ranks, and between two drives each byte crosses two tunnels: 4 (n - 1)^2 / n tensors cross one in all.
+Here the drives send to the host, which adds and sends back: 2 (n - 1). With two ranks both are the same, and Gloo's
+own is used.
 
 14 MB (the gradients of MobileNetV2) over real tunnels, two busy cores for everything, medians of runs in ms:
 
@@ -10,10 +11,10 @@ drives send to the host, which adds and sends back: 2 (n - 1). With two ranks bo
     Gloo's ring     26-57    77-87    217-422
     over the host   31-49    63-96     90-135
 
-With two ranks the best of these is 8.6 Gbit/s carried, both directions together, where iperf3 had 7.4 in one direction and
-9.8 in both. What limits is the two cores, which ranks, drive and both ends share. Buckets of 4 and 16 MiB, buckets in
-turn, halves exchanged by send and receive were no faster with two ranks; buckets below 1 MiB were slower; each rank
-sending all it has and adding what it gets took 8 % less on average, less than two runs differ by.
+With two ranks the best of these is 8.6 Gbit/s carried, both directions together, where iperf3 had 7.4 in one
+direction and 9.8 in both. What limits is the two cores, which ranks, drive and both ends share. Buckets of 4 and 16
+MiB, buckets in turn, halves exchanged by send and receive were no faster with two ranks; buckets below 1 MiB were
+slower; each rank sending all it has and adding what it gets took 8 % less on average, less than two runs differ by.
 """
 
 from __future__ import annotations
