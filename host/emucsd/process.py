@@ -117,7 +117,7 @@ def _await_ready(
             if "progress" not in said:
                 raise StartFailed(f"the {what} did not start: {said.get('error', {}).get('message')}")
             note = said["progress"]
-        if tell is not None and (news := note or last_words(runtime).rpartition("\n")[2]) != told:
+        if tell is not None and (news := note or _doing(runtime)) not in ("", told):
             told = news
             tell(news)
         if poller.poll(_GLANCE * 1000):
@@ -127,6 +127,14 @@ def _await_ready(
             received += part
         elif time.monotonic() > deadline:
             raise StartFailed(f"the {what} was not ready in {timeout:g} s\n{last_words(runtime)}")
+
+
+def _doing(runtime: Path) -> str:
+    """The newest line of its log, without time, logger and settings; "" before there is one."""
+    with contextlib.suppress(OSError):
+        newest = (runtime / "log").read_text(errors="replace")[-_LOG_TAIL:].strip().rpartition("\n")[2]
+        return newest.partition(": ")[2].partition(": {")[0]
+    return ""
 
 
 def last_words(runtime: Path) -> str:

@@ -211,6 +211,8 @@ def show(result: Result, console: Console) -> None:
         line = f"private samples: {privacy['verdict']}: of {spaces} namespaces {crossed[0]} crossed port 0 and "
         line += f"{crossed[1]} port 1; {privacy['watch_hits']} pieces were seen in the tunnel"
         console.print(escape("; ".join([line, *privacy["why"]])), soft_wrap=True)
+    elif privacy.get("why"):
+        console.print(escape("; ".join([f"private samples: {privacy['verdict']}", *privacy["why"]])), soft_wrap=True)
     if ended["how"] == "stopped":
         console.print(f"to go on: emucsd train --resume --out {escape(result['folder'])}", soft_wrap=True)
     console.print(f"record: {escape(result['folder'])}/record.json", soft_wrap=True)

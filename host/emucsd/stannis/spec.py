@@ -56,7 +56,7 @@ class Spec:
     :ivar global_batch: samples a step over all ranks; None: what the engines' best batches sum up to
     :ivar strategy: what fills ranks that have too few samples; see emucsd.stannis.plan.balancer
     :ivar threads: of torch, per rank; node -> number; others use all their cores
-    :ivar allow_missing: go on without engines that the model does not fit, or that are lost
+    :ivar allow_missing: begin without engines that the model does not fit, or that fail while they are tuned
     :ivar on_damage: a sample that can't be read: ``fail``, or ``skip`` it and count
     :raises SpecError: a value out of range
     """

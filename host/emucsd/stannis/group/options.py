@@ -44,7 +44,6 @@ def coordinator_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--tuning", type=Path, metavar="FILE", help="the tuner's cache; else that in ~/.cache")
     add("--no-cache", action="store_true", help="tune anew, whatever the cache says")
-    add("--independent", action="store_true", help="engines don't disturb each other: tune several at once")
     add("--equal", action="store_true", help="equal batches on all ranks (plain data parallel), to compare with")
     add("--dry-run", action="store_true", help="tune and plan, don't train")
     add("--resume", action="store_true", help="go on from the newest checkpoint")

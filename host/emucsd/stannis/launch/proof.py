@@ -41,14 +41,25 @@ class Witness:
             except EmucsdError as problem:
                 self.problem = f"the drives could not be watched: {problem}"
             before = Snapshot.take(self._drives)
-            yield
+            try:
+                yield
+            finally:  # a run that failed has moved bytes as well
+                self._conclude(before)
+
+    def _conclude(self, before: Snapshot) -> None:
+        try:
             after = Snapshot.take(self._drives, copies=not self.problem)
-            sent = {node: self._standing.nodes[node].sent for node in self._drives}
-            self.proof = Proof.between(before, after, sent, private=self._private)
+        except EmucsdError as problem:  # a drive may be what ended the run
+            self.problem = f"the drives could not be asked afterwards: {problem}"
+            return
+        sent = {node: self._standing.nodes[node].sent for node in self._drives}
+        self.proof = Proof.between(before, after, sent, private=self._private)
 
     @property
     def record(self) -> dict[str, Any]:
         """For the record."""
+        if self.proof is None and self.problem:
+            return {"verdict": "incomplete", "why": [self.problem]}
         if self.proof is None:
             return {"verdict": "nothing private", "why": [], "port0_bytes": 0}
         record = dict(self.proof.record)
