@@ -110,6 +110,7 @@ class Gradients:
 
     def _cut(self, elements: int) -> None:
         """Buckets of one size over the whole vector, and which of them each parameter fills."""
+        self._elements = elements
         total = self.flat.numel()
         self._buckets = [self.flat[at : min(at + elements, total)] for at in range(0, total, elements)]
         self._fills: list[range] = []
@@ -191,8 +192,10 @@ class Gradients:
         self._describe(part, self._group.rank)
         while len(self._pending) < len(self._buckets):
             self._send()
-        for pending in self._pending:
+        finite = True
+        for bucket, pending in enumerate(self._pending):
             pending.wait()
+            finite &= self._finite(bucket)  # while those behind it are on their way
         self._group, self._pending = None, []
         totals = self._read()
         if totals.samples:
@@ -200,8 +203,7 @@ class Gradients:
         for p, view in zip(self.parameters, self._views, strict=True):
             if p.dtype != torch.float32:
                 p.grad = view.to(p.dtype)
-        low, high = torch.aminmax(self.flat[: self.count])  # NaN comes through
-        return totals, all(map(math.isfinite, (float(low), float(high), totals.loss_sum)))
+        return totals, finite and math.isfinite(totals.loss_sum)
 
     def blame(self, totals: Totals, prefix: str = "") -> NonFinite:
         """Which parameters' gradients are not finite, after ``reduce`` said so; on which ranks the loss already was."""
@@ -265,6 +267,11 @@ class Gradients:
     def _send(self) -> None:
         assert self._group is not None
         self._pending.append(self._group.begin(self._buckets[len(self._pending)]))
+
+    def _finite(self, bucket: int) -> bool:
+        """Whether the gradients in a bucket are."""
+        gradients = self._buckets[bucket][: max(self.count - bucket * self._elements, 0)]
+        return not gradients.numel() or all(math.isfinite(one) for one in torch.aminmax(gradients))  # NaN comes through
 
     def _describe(self, part: Part, rank: int) -> None:
         if not part.samples:
