@@ -6,6 +6,7 @@ sample at the same index, and copies of a pool on several nodes need no table of
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
@@ -63,7 +64,7 @@ class Source(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
-class Indexed:
+class Indexed(ABC):
     """What every source shares: numbers, labels, sizes."""
 
     def __init__(
@@ -82,9 +83,9 @@ class Indexed:
         """Bytes of a sample as it is stored."""
         return int(self.sizes[index])
 
+    @abstractmethod
     def samples(self, indices: Sequence[int]) -> list[Payload | Lost]:
         """Several at once, in the order asked for; an error stands where its sample would."""
-        raise NotImplementedError
 
     def sample(self, index: int) -> tuple[Payload, int]:
         """One sample and its label. :raises Lost: it can't be read"""
@@ -93,7 +94,7 @@ class Indexed:
             raise found
         return found, int(self.labels[index])
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - sources that hold nothing open have nothing to do
         """Nothing is held."""
 
     def __enter__(self) -> Self:
